@@ -1,0 +1,22 @@
+"""lev: which keys can ever receive heavy attention, in one pass, with proof that none was missed."""
+
+from lev.heavy import heavy_entries
+from lev.scores import leverage_scores
+from lev.sketch import Sketch, load, merge, universal_set
+from lev.store import SketchFileError
+from lev.universal import UniversalSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the sketch
+    "Sketch",
+    "UniversalSet",
+    "merge",
+    "load",
+    "SketchFileError",
+    # one shot
+    "leverage_scores",
+    "universal_set",
+    "heavy_entries",
+]

@@ -1,0 +1,119 @@
+"""Array families at the door, and which kernels serve an array.
+
+Arrays of any family come in through :func:`intake` as NumPy arrays and go out through a :class:`Family`, so
+nothing behind this door knows of torch or DLPack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+LARGEST_EXACT = 2**53
+"""Integers beyond this do not fit a float64."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where an array came from, so that results go back there."""
+
+    name: str = "numpy"
+    dtype: Any = None  # a torch dtype that NumPy lacks (bfloat16)
+
+    def out(self, array: np.ndarray, *, rows: bool = False) -> Any:
+        """Return ``array`` in this family; ``rows`` are the user's own and keep their dtype."""
+        if self.name == "numpy":
+            return array
+        tensor = sys.modules["torch"].from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self.dtype) if rows and self.dtype is not None else tensor
+
+
+NUMPY = Family()
+
+
+def intake(name: str, array: Any) -> tuple[np.ndarray, Family]:
+    """Return ``array`` as a real NumPy array without copying where that is possible, and its family.
+
+    Raises TypeError for complex, object, text and time dtypes and for arrays on another device, ValueError for
+    integers that float64 cannot hold.
+    """
+    array, family = _from_family(name, array)
+    kind = array.dtype.kind
+    if kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers; got dtype {array.dtype}")
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if kind in "iu" and array.dtype.itemsize == 8 and array.size:
+        largest = max(abs(int(array.min())), abs(int(array.max())))
+        if largest > LARGEST_EXACT:
+            raise ValueError(f"{name} holds the integer {largest}; the largest that float64 can hold is 2**53")
+    return array.astype(array.dtype.newbyteorder("="), copy=False), family
+
+
+def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
+    if isinstance(array, np.ndarray):
+        return np.asarray(array), NUMPY
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        if array.device.type != "cpu":
+            raise TypeError(f"{name} is on device {array.device}; this build has kernels for the CPU only")
+        wide = array.dtype == torch.bfloat16
+        return array.detach().to(torch.float32 if wide else array.dtype).numpy(), Family(
+            "torch", torch.bfloat16 if wide else None
+        )
+    if hasattr(array, "__dlpack__"):
+        try:
+            return np.from_dlpack(array), NUMPY
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(f"{name} of type {type(array).__name__} cannot be read on the CPU: {error}") from None
+    try:
+        return np.asarray(array), NUMPY
+    except ValueError as error:
+        raise ValueError(f"{name} is not a rectangular array: {error}") from None
+
+
+def matrix(name: str, array: Any, columns: int | None) -> tuple[np.ndarray, Family]:
+    """Return ``array`` as a real (m, columns) NumPy array, and its family.  Raises TypeError, ValueError."""
+    rows, family = intake(name, array)
+    if rows.ndim != 2 or (columns is not None and rows.shape[1] != columns):
+        expected = f"(m, {'d' if columns is None else columns})"
+        raise ValueError(f"{name} must have shape {expected}; got {rows.shape}")
+    return rows, family
+
+
+def finite_matrix(name: str, array: Any, columns: int | None) -> tuple[np.ndarray, Family]:
+    """Return what :func:`matrix` returns; NaN and infinity raise ValueError with the first bad row."""
+    rows, family = matrix(name, array, columns)
+    check_finite(name, rows)
+    return rows, family
+
+
+def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
+    """Raise ValueError that names the first row with NaN or infinity."""
+    if not np.isfinite(rows).all():
+        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        raise ValueError(f"{name} must be finite; row {row + offset} holds NaN or infinity")
+
+
+def kernels_of(array: object) -> ModuleType:
+    """Return the kernel module for ``array``; numba is imported on the first call, not with the package."""
+    if isinstance(array, np.ndarray):
+        from lev.cpu import rows
+
+        return rows
+    raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
+
+
+def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+    """Return ``[task(part) for part in parts]`` on all cores, one BLAS thread in each."""
+    from lev.cpu import threads
+
+    return threads.run(task, parts)

@@ -1,0 +1,61 @@
+"""Every size, guarantee and tolerance of the library, one function a theorem.
+
+No other module holds a tolerance.  The notes in ``theory/`` prove what stands here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64, the arithmetic in which every form is kept."""
+
+
+def max_members(rank: float, epsilon: float) -> float:
+    """Return the most keys that can have leverage score >= epsilon: rank / epsilon.
+
+    Theory: 01, universal sets (the leverage scores sum to the rank).
+    """
+    return rank / epsilon
+
+
+def dot_error(length: int) -> float:
+    """Return the relative rounding error of a float64 sum of ``length`` products, any order.
+
+    Theory: 04, rounding margin.
+    """
+    return length * UNIT / (1 - length * UNIT)
+
+
+def gram_error(length: int, sums: int) -> float:
+    """Return c with |computed - exact| <= c * trace for Gram matrices of ``length`` rows, ``sums`` added.
+
+    Theory: 04, rounding margin.
+    """
+    return dot_error(length + sums)
+
+
+def margin(dtype: np.dtype) -> float:
+    """Return the relative error of a score that rows of ``dtype`` are held to.
+
+    Inputs of 32 bits or fewer carry rounding of their own that is far larger, so their Gram matrix may be
+    summed for longer before it is whitened.  Theory: 04, rounding margin.
+    """
+    return 2.0**-18 if np.dtype(dtype).itemsize <= 4 else 2.0**-29
+
+
+def null_level(dim: int) -> float:
+    """Return the size, relative to the rows, below which a component is taken for rounding.
+
+    Theory: 04, resolution.
+    """
+    return 4 * dim * UNIT
+
+
+def resolution(dim: int) -> float:
+    """Return rho: the guarantee is for queries with ||K q|| >= rho ||K|| ||q||.
+
+    Columns are scaled to one binade and a null direction is judged against the Frobenius norm, which
+    costs 2 sqrt(dim) and sqrt(dim) over the null level.  Theory: 04, resolution.
+    """
+    return 2 * dim * null_level(dim)

@@ -1,0 +1,48 @@
+"""Checks of scalar arguments: each returns the clean value or names the argument and what came."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+
+def check_epsilon(epsilon: Any) -> float:
+    """Return epsilon as a float in (0, 1]."""
+    value = _real("epsilon", epsilon)
+    if not 0 < value <= 1:
+        raise ValueError(f"epsilon must be in (0, 1]; got {epsilon!r}")
+    return value
+
+
+def check_power(p: Any) -> float:
+    """Return p as a finite float > 0."""
+    value = _real("p", p)
+    if not (0 < value < math.inf):
+        raise ValueError(f"p must be positive and finite; got {p!r}")
+    return value
+
+
+def check_square(p: Any) -> float:
+    """Return p, which must be 2: the power for which streamed scores are built."""
+    value = check_power(p)
+    if value != 2:
+        raise ValueError(f"p must be 2.0 in this release; got {p!r}")
+    return value
+
+
+def check_integer(name: str, value: Any, least: int) -> int:
+    """Return value as an int >= least."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value.__index__() < least:
+        raise ValueError(f"{name} must be >= {least}; got {value!r}")
+    return int(value.__index__())
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real | np.ndarray) or np.ndim(value):
+        raise TypeError(f"{name} must be a real number; got {value!r}")
+    return float(value)

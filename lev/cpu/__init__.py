@@ -1,0 +1,1 @@
+"""Numba and BLAS kernels for NumPy arrays: arrays in, arrays out, no checks."""

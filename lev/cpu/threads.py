@@ -1,0 +1,60 @@
+"""Run a task over parts on all cores, with one BLAS thread in each."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import threadpoolctl
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+class _SingleBlas:
+    """BLAS held to one thread while anyone is inside; the last one out restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._controller: threadpoolctl.ThreadpoolController | None = None
+        self._limit: threadpoolctl._ThreadpoolLimiter | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                if self._controller is None:
+                    self._controller = threadpoolctl.ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0 and self._limit is not None:
+                    self._limit.restore_original_limits()
+
+
+single_blas = _SingleBlas()
+"""Two thread pools that fight cost more than they give: one outer pool, one BLAS thread inside."""
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+    """Return ``[task(part) for part in parts]``, computed on all cores, in order."""
+    parts = list(parts)
+    with single_blas():
+        if len(parts) == 1 or cores() == 1:
+            return [task(part) for part in parts]
+        with ThreadPoolExecutor(min(len(parts), cores())) as pool:
+            return list(pool.map(task, parts))

@@ -1,0 +1,48 @@
+"""Rows that travel together: keys, their ids, their payload, and what is known of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a stream and a bracket of each one's sensitivity."""
+
+    keys: np.ndarray  # (m, d)
+    ids: np.ndarray  # (m,) int64
+    payload: np.ndarray  # (m, payload_dim)
+    lower: np.ndarray  # (m,) float64
+    upper: np.ndarray  # (m,) float64
+
+    @classmethod
+    def of(cls, keys: np.ndarray, ids: np.ndarray, payload: np.ndarray) -> Rows:
+        """Return rows of which nothing is known yet."""
+        return cls(keys, ids, payload, np.zeros(len(ids)), np.ones(len(ids)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+    def take(self, which: np.ndarray | slice) -> Rows:
+        """Return the chosen rows: views for a slice, copies otherwise."""
+        return self._each(lambda array: array[which])
+
+    def copy(self) -> Rows:
+        return self._each(np.array)
+
+    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Rows:
+        return Rows(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))

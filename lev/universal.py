@@ -1,0 +1,83 @@
+"""The universal set: the keys that can ever receive a weight of epsilon, with proof for the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lev import bounds
+from lev.checks import check_integer
+
+
+@dataclass(frozen=True, eq=False)
+class UniversalSet:
+    """A superset of {j : sensitivity of key j >= epsilon} among ``count`` keys.
+
+    Whatever the query q, every key with weight |<q,k_j>|^p / sum_l |<q,k_l>|^p >= epsilon is in it.
+
+    Attributes
+    ----------
+    indices : (m,) int64, ascending; the ids of the members
+    keys : (m, d), their rows in the dtype and array family in which they came
+    scores : (m,) float64, proved upper bounds on their sensitivities
+    payload : (m, payload_dim) or None, the rows that travelled with them
+    epsilon, p : the threshold, and the exponent of the weights
+    count : the number of keys seen
+    exact : True if every member is proved to reach epsilon, so the set is also minimal, up to the rounding
+        margin in :func:`lev.bounds.margin`; False if it may be larger
+    omitted : the most weight that any key outside the set can ever receive; 0 if every key is in it
+
+    Theory: 01, universal sets; 04, rounding margin.
+    """
+
+    indices: Any
+    keys: Any
+    scores: Any
+    payload: Any
+    epsilon: float
+    p: float
+    count: int
+    exact: bool
+    omitted: float
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        kind = "exact" if self.exact else "superset"
+        return (
+            f"UniversalSet({len(self)} of {self.count} keys, epsilon={self.epsilon:g}, p={self.p:g}, {kind}, "
+            f"omitted={self.omitted:.3g})"
+        )
+
+    @property
+    def bound(self) -> float:
+        """The most members a universal set of these dimensions can have: dim / epsilon (p <= 2)."""
+        return bounds.max_members(self.keys.shape[1], self.epsilon)
+
+    def top(self, k: int) -> UniversalSet:
+        """Return the universal set of the ``k`` highest scores (ties: lower index first).
+
+        ``omitted`` is the most that any other key can receive, and ``epsilon`` the next float above it, so the
+        result still holds every key that can receive ``epsilon``.  Raises TypeError, ValueError for a bad k.
+
+        >>> import numpy as np, lev
+        >>> lev.universal_set(np.diag([3.0, 2.0, 1.0]), 0.5).top(2).indices
+        array([0, 1])
+        """
+        k = check_integer("k", k, 0)
+        order = sorted(range(len(self)), key=lambda i: (-float(self.scores[i]), i))
+        chosen = sorted(order[:k])
+        omitted = max(self.omitted, float(self.scores[order[k]]) if k < len(self) else 0.0)
+        epsilon = math.nextafter(omitted, math.inf)
+        return replace(
+            self,
+            indices=self.indices[chosen],
+            keys=self.keys[chosen],
+            scores=self.scores[chosen],
+            payload=None if self.payload is None else self.payload[chosen],
+            epsilon=epsilon,
+            exact=self.exact and all(float(self.scores[i]) >= epsilon for i in chosen),
+            omitted=omitted,
+        )
