@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -110,6 +111,13 @@ def kernels_of(array: object) -> ModuleType:
 
         return rows
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
+
+
+def single_blas() -> AbstractContextManager[None]:
+    """Return a context in which BLAS uses one thread: its idle threads spin and would take the other core."""
+    from lev.cpu import threads
+
+    return threads.single_blas()
 
 
 def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:

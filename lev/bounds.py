@@ -11,6 +11,10 @@ UNIT = 2.0**-53
 """Unit roundoff of float64, the arithmetic in which every form is kept."""
 
 
+UNIT_SINGLE = 2.0**-24
+"""Unit roundoff of float32, in which float32 rows are filtered."""
+
+
 def max_members(rank: float, epsilon: float) -> float:
     """Return the most keys that can have leverage score >= epsilon: rank / epsilon.
 
@@ -19,12 +23,12 @@ def max_members(rank: float, epsilon: float) -> float:
     return rank / epsilon
 
 
-def dot_error(length: int) -> float:
-    """Return the relative rounding error of a float64 sum of ``length`` products, any order.
+def dot_error(length: int, unit: float = UNIT) -> float:
+    """Return the relative rounding error of a sum of ``length`` products, in any order.
 
     Theory: 04, rounding margin.
     """
-    return length * UNIT / (1 - length * UNIT)
+    return length * unit / (1 - length * unit)
 
 
 def gram_error(length: int, sums: int) -> float:

@@ -19,7 +19,7 @@ import scipy.linalg
 
 from lev import backend, bounds
 
-PIECE = 2048
+PIECE = 4096
 """Rows of one Gram product: a float64 piece of usual width stays in cache."""
 
 
@@ -107,6 +107,10 @@ class Factor:
     slack: float  # relative rounding margin of the form
     reach: float  # rounding of ||y W|| for a row of unit norm
 
+    @property
+    def rank(self) -> int:
+        return len(self.values)
+
     def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): the leverage score of each row lies between."""
         pieces = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
@@ -123,28 +127,54 @@ class Factor:
     def width(self, epsilon: float) -> int:
         """Return how many of the weakest eigenvectors make a filter that few rows pass.
 
-        Against w eigenvectors a typical row is bounded by (w + sum of the other eigenvalues / the next) / rows.
-        The full score is all r of them.  Cost: 2 d w operations a row in place of 2 d r.
+        Against w eigenvectors a typical row is bounded by (w + sum of the other eigenvalues / the next) / rows;
+        all r of them give the score itself.  Cost: 2 d w operations a row.
         """
-        rank = len(self.values)
         rest = np.cumsum(self.values[::-1])[::-1]
-        for width in (0, 1, 2, 4, 8, 16, 32):
-            if width < rank / 2 and width + rest[width] / self.values[width] <= epsilon * self.rows / 3:
-                return width
-        return rank
+        typical = (np.arange(self.rank) + rest / self.values) / max(self.rows, 1)
+        few = np.flatnonzero(typical <= 0.6 * epsilon)
+        return int(few[0]) if few.size else self.rank
 
-    def screen(self, y: np.ndarray, norms: np.ndarray, x_norms: np.ndarray, width: int) -> np.ndarray:
-        """Return upper bounds, (m,), from ``width`` eigenvectors for rows that are not yet in the form.
+    def filter(self, width: int, dtype: np.dtype) -> Filter:
+        """Return the upper bound from the ``width`` weakest eigenvectors, in float32 for float32 rows if it can be."""
+        frame = self.frame
+        full = self.whiten if frame.basis is None else frame.basis[:, : frame.rank] @ self.whiten
+        weak = full[:, :width]
+        single = dtype == np.float32 and frame.basis is None and np.abs(frame.exponents).max() <= 60
+        unit = bounds.dot_error(frame.dim + 2, bounds.UNIT_SINGLE if single else bounds.UNIT)
+        return Filter(
+            probe=(frame.scale[:, None] * weak).astype(np.float32) if single else weak,
+            values=self.values,
+            following=self.values[width] if width < self.rank else math.inf,
+            gain=unit * float(np.linalg.norm(weak * np.sqrt(self.values[:width]))),
+            pad=unit * float(np.linalg.norm(weak)) + self.reach,
+            slack=self.slack,
+        )
 
-        Theory: 04, sound filters; a row outside the form with bound b against it scores at most b / (1 + b).
-        """
-        part = (y @ self.whiten[:, :width]) ** 2
-        bound = part.sum(axis=1)
-        if width < len(self.values):
-            rest = np.maximum(norms - part @ self.values[:width], 0) + 4 * bounds.dot_error(y.shape[1]) * norms
-            bound += rest / self.values[width]
-        bound = (np.sqrt(bound) + self.reach * np.sqrt(x_norms)) ** 2 * (1 + self.slack)
-        return bound / (1 + bound)
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """Upper bounds on the scores of rows that are not yet in a form.  Theory: 04, sound filters."""
+
+    probe: np.ndarray  # (D, w), for x, or float32 for the rows as they came
+    values: np.ndarray
+    following: float
+    gain: float
+    pad: float
+    slack: float
+
+    def __call__(self, rows: np.ndarray, x: np.ndarray, x_norms: np.ndarray, y_norms: np.ndarray) -> np.ndarray:
+        """Return the bounds, (m,); b against a form without the row is b / (1 + b) against one with it."""
+        if self.probe.dtype == np.float32:
+            d = rows.shape[1]
+            parts = rows @ self.probe[:d] + self.probe[d:].sum(axis=0)
+        else:
+            parts = x @ self.probe
+        upper = np.empty(len(rows))
+        backend.kernels_of(rows).screen(
+            parts, y_norms, x_norms, self.values, self.following, self.gain, self.pad, self.slack, upper
+        )
+        return upper
 
 
 @dataclass(frozen=True)
@@ -230,9 +260,10 @@ class Form:
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if judge is None or self.rank == 0:
             return form._through_qr(block), None
-        width = judge.width(epsilon)
+        coarse = judge.filter(judge.width(epsilon), block.dtype)
+        fine = judge.filter(judge.rank, np.dtype(np.float64))
         pieces = [block[start : start + PIECE] for start in range(0, len(block), PIECE)]
-        parts = backend.run(lambda piece: self._measure(piece, judge, width, epsilon), pieces)
+        parts = backend.run(lambda piece: self._measure(piece, coarse, fine, epsilon), pieces)
         energy = math.fsum(part.energy for part in parts)
         grown = replace(
             form,
@@ -245,22 +276,24 @@ class Form:
             return form._through_qr(block), None
         return grown, np.concatenate([part.upper for part in parts])
 
-    def _measure(self, piece: np.ndarray, judge: Factor, width: int, epsilon: float) -> _Part:
+    def _measure(self, piece: np.ndarray, coarse: Filter, fine: Filter, epsilon: float) -> _Part:
         x, x_norms = self.frame.widen(piece)
         y, outside = self.frame.coordinates(x)
         energy = float(x_norms.sum())
         if not math.isfinite(energy):
             return _Part(self.gram, energy, True, None)
         norms = x_norms if y is x else np.einsum("ij,ij->i", y, y)
-        level = self.frame.null_gain * bounds.null_level(self.frame.dim) * np.maximum(np.sqrt(x_norms), self.tail)
-        leaves = bool(outside.size) and bool(np.any(np.einsum("ij,ij->i", outside, outside) > level**2))
-        upper = judge.screen(y, norms, x_norms, width)
-        if width < self.rank:
-            passed = np.flatnonzero(upper >= epsilon)
-            upper[passed] = np.minimum(
-                upper[passed], judge.screen(y[passed], norms[passed], x_norms[passed], self.rank)
-            )
+        leaves = bool(outside.size) and self._leaves(outside, x_norms)
+        upper = coarse(piece, x, x_norms, norms)
+        passed = np.flatnonzero(upper >= epsilon)
+        if passed.size:
+            some = x[passed]
+            upper[passed] = np.minimum(upper[passed], fine(some, some, x_norms[passed], norms[passed]))
         return _Part(y.T @ y, energy, leaves, upper)
+
+    def _leaves(self, outside: np.ndarray, x_norms: np.ndarray) -> bool:
+        level = self.frame.null_gain * bounds.null_level(self.frame.dim) * np.maximum(np.sqrt(x_norms), self.tail)
+        return bool(np.any(np.einsum("ij,ij->i", outside, outside) > level**2))
 
     def _margin(self, smallest: float) -> float:
         """Return the relative margin of the Gram matrix when its least eigenvalue is ``smallest``."""
@@ -366,19 +399,22 @@ class Form:
         triangle, pivots, tail = _pivoted_triangle(stack, tail)
         frame = Frame(exponents, triangle, pivots)
         whitened = replace(self, frame=frame, gram=np.eye(len(triangle)), sums=0, tail=tail)
-        return whitened._simplified()
+        return whitened.simplified()
 
-    def _simplified(self) -> Form:
+    def simplified(self) -> Form:
         """Return the form without its triangle if the plain Gram matrix is accurate enough, with room to grow."""
-        if self.rank < self.frame.dim:
+        if self.rank < self.frame.dim or self.frame.triangle is None:
             return self
         root = self.root()
-        plain = replace(self, frame=Frame(self.frame.exponents), gram=root.T @ root)
+        plain = replace(
+            self, frame=Frame(self.frame.exponents), gram=root.T @ root, sums=0, inherited=self._total_margin()
+        )
         return plain if plain._margin(np.linalg.eigvalsh(plain.gram)[0]) <= self.limit / 4 else self
 
 
 def _spectral(matrix: np.ndarray) -> float:
-    return float(np.linalg.norm(matrix, 2))
+    """Return a bound on the spectral norm of a matrix that is nowhere negative."""
+    return math.sqrt(float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max()))
 
 
 def _twice(error: float) -> float:

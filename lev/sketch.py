@@ -21,7 +21,7 @@ from lev.form import Factor, Form, Frame, NonFiniteRow
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
-_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**20
+_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
 _LAST_ID = 2**53
 
 
@@ -143,7 +143,8 @@ class Sketch:
             draft._pend(rows)
         else:
             draft = self.copy()
-            draft._stream(rows)
+            with backend.single_blas():
+                draft._stream(rows)
         draft._family, draft._spans, draft._next, draft._settled = family, spans, following, None
         self.__dict__.update(draft.__dict__)
         return self
@@ -156,8 +157,9 @@ class Sketch:
         """
         draft = self.copy().update(keys)
         ids = np.arange(self._next, draft._next)
-        draft._flush()
-        draft._prune()
+        with backend.single_blas():
+            draft._flush()
+            draft._prune()
         self.__dict__.update(draft.__dict__)
         return self._family.out(np.isin(ids, self._kept[0].ids))
 
@@ -236,7 +238,7 @@ class Sketch:
             upper = self._judge.bracket(rows.keys)[1]
         self._keep(rows, upper)
         crowded = sum(map(len, self._kept)) > 2 * bounds.max_members(self._form.rank, self.epsilon) + len(rows)
-        if crowded or self._form.rows >= 1.5 * self._judge.rows:
+        if crowded or self._form.rows >= 2 * self._judge.rows:
             self._prune()
 
     def _keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> None:
@@ -251,10 +253,10 @@ class Sketch:
         """Return the canonical twin: no row waits for its block, every kept row is scored by the present form."""
         if self._settled is None:
             twin = self.copy()
-            twin._flush()
-            twin._prune()
-            twin._settled = twin
-            self._settled = twin
+            with backend.single_blas():
+                twin._flush()
+                twin._prune()
+            self._settled = twin._settled = twin
         return self._settled
 
     def _flush(self) -> None:
@@ -264,6 +266,7 @@ class Sketch:
 
     def _prune(self) -> None:
         """Score the kept rows by the present form and drop those that can no longer reach epsilon."""
+        self._form = self._form.simplified()
         self._judge = self._form.factor()
         empty = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
         rows = concatenate([part for part in self._kept if len(part)] or self._kept[:1] or [empty])
@@ -421,19 +424,22 @@ class Sketch:
     def _from_parts(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
         arguments = {name: fields[name] for name in _ARGUMENTS}
         sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])}, start=fields["next"])
-        triangle, pivots = tensors.get("form.triangle"), tensors.get("form.pivots")
-        frame = Frame(tensors["form.exponents"], triangle, pivots)
+        frame = Frame(tensors["form.exponents"], tensors.get("form.triangle"), tensors.get("form.pivots"))
         sketch._form = Form(frame, tensors["form.gram"], **{name: fields[name] for name in _FORM_SCALARS})
         sketch._form.check(sketch.dim + sketch.intercept)
-        ids = tensors["kept.ids"]
+        sketch._judge = sketch._form.factor()
+        keys, ids, upper = (tensors[f"kept.{name}"] for name in ("keys", "ids", "upper"))
         payload = tensors.get("kept.payload", np.zeros((len(ids), 0)))
-        rows = Rows(tensors["kept.keys"], ids, payload, np.zeros(len(ids)), tensors["kept.upper"])
-        shapes = [rows.keys.shape, rows.payload.shape, rows.upper.shape]
-        if shapes != [(len(ids), sketch.dim), (len(ids), sketch.payload_dim), ids.shape] or ids.dtype != np.int64:
+        shapes = [keys.shape, payload.shape, upper.shape]
+        if shapes != [(len(ids), sketch.dim), (len(ids), sketch.payload_dim), (len(ids),)] or ids.dtype != np.int64:
             raise ValueError(f"kept rows have shapes {shapes} for {ids.shape} ids")
-        sketch._kept, sketch._dropped = [rows], float(fields["dropped"])
+        if not (np.isfinite(keys).all() and np.isfinite(upper).all()):
+            raise ValueError("kept rows must be finite")
+        sketch._kept = [Rows(keys, ids, payload, sketch._judge.bracket(keys)[0], upper)]
+        sketch._dropped = float(fields["dropped"])
         sketch._spans = [(int(first), int(end)) for first, end in fields["spans"]]
-        sketch._prune()
+        sketch._settled = twin = sketch.copy()
+        twin._settled = twin
         return sketch
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -26,6 +26,29 @@ def widen(rows, scale, out, norms):
         norms[i] = total
 
 
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def screen(parts, y_norms, x_norms, values, following, gain, pad, slack, out):
+    """Write into ``out`` an upper bound on the score of each row that is not yet in the form.
+
+    ``parts`` (m, w) are a row's components z along the w weakest eigenvectors over their root eigenvalues
+    ``values``; sum z_i^2 + (|y|^2 - sum values_i z_i^2) / ``following`` bounds the score.  ``gain`` and ``pad``
+    are what rounding of ``parts`` may add.  One pass saves ten temporaries.
+    """
+    m, w = parts.shape
+    for i in range(m):
+        bound, seen = 0.0, 0.0
+        for j in range(w):
+            square = np.float64(parts[i, j]) * np.float64(parts[i, j])
+            bound += square
+            seen += values[j] * square
+        blur = 2 * gain * np.sqrt(y_norms[i] * x_norms[i]) + gain * gain * x_norms[i]
+        bound += (max(y_norms[i] - seen, 0.0) + blur) / following
+        root = np.sqrt(bound) + pad * np.sqrt(x_norms[i])
+        odds = root * root * (1 + slack)
+        # float32 overflow gives NaN or infinity here, which must pass
+        out[i] = odds / (1 + odds) if odds < 1e300 else 1.0
+
+
 @numba.njit(cache=True, nogil=True)
 def first_nonfinite(rows):
     """Return the position of the first row that holds NaN or infinity, or -1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -51,10 +52,18 @@ def cores() -> int:
 
 
 def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-    """Return ``[task(part) for part in parts]``, computed on all cores, in order."""
+    """Return ``[task(part) for part in parts]``, a contiguous share of them on each core, in order."""
     parts = list(parts)
     with single_blas():
-        if len(parts) == 1 or cores() == 1:
+        if len(parts) < 2 or cores() == 1:
             return [task(part) for part in parts]
-        with ThreadPoolExecutor(min(len(parts), cores())) as pool:
-            return list(pool.map(task, parts))
+        share = -(-len(parts) // cores())
+        shares = [parts[start : start + share] for start in range(0, len(parts), share)]
+        done = _pool(os.getpid()).map(lambda mine: [task(part) for part in mine], shares)
+        return [result for results in done for result in results]
+
+
+@functools.cache
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """Return this process's pool; a forked child makes its own, for threads do not survive a fork."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="lev")
