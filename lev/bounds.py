@@ -14,6 +14,9 @@ UNIT = 2.0**-53
 UNIT_SINGLE = 2.0**-24
 """Unit roundoff of float32, in which float32 rows are filtered."""
 
+SMALLEST_PIVOT = 2.0**-450
+"""Pivots below this, relative to the largest entry of their column, would overflow when inverted and squared."""
+
 
 def max_members(rank: float, epsilon: float) -> float:
     """Return the most keys that can have leverage score >= epsilon: rank / epsilon.

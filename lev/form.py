@@ -263,7 +263,13 @@ class Form:
         coarse = judge.filter(judge.width(epsilon), block.dtype)
         fine = judge.filter(judge.rank, np.dtype(np.float64))
         pieces = [block[start : start + PIECE] for start in range(0, len(block), PIECE)]
-        parts = backend.run(lambda piece: self._measure(piece, coarse, fine, epsilon), pieces)
+
+        def measure(piece: np.ndarray) -> _Part:
+            # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._measure(piece, coarse, fine, epsilon)
+
+        parts = backend.run(measure, pieces)
         energy = math.fsum(part.energy for part in parts)
         grown = replace(
             form,
@@ -293,7 +299,7 @@ class Form:
 
     def _leaves(self, outside: np.ndarray, x_norms: np.ndarray) -> bool:
         level = self.frame.null_gain * bounds.null_level(self.frame.dim) * np.maximum(np.sqrt(x_norms), self.tail)
-        return bool(np.any(np.einsum("ij,ij->i", outside, outside) > level**2))
+        return not np.all(np.einsum("ij,ij->i", outside, outside) <= level**2)
 
     def _margin(self, smallest: float) -> float:
         """Return the relative margin of the Gram matrix when its least eigenvalue is ``smallest``."""
@@ -333,8 +339,9 @@ class Form:
         whole = unit * _spectral(product)
         each = whole + unit * _spectral(inverse @ (square @ product))
         gap = _twice(unit * float(np.linalg.norm(square @ inverse))) / values[0]
-        choices = ((whole, margin + gap + _twice(whole * self.tail)), (each, margin + _twice(each * self.tail)))
-        return min(choices, key=lambda choice: choice[1])
+        if gap <= _twice(each * self.tail) - _twice(whole * self.tail):
+            return whole, margin + gap + _twice(whole * self.tail)
+        return each, margin + _twice(each * self.tail)
 
     def root(self) -> np.ndarray:
         """Return F, (r, D), with ||F (q * 2^exponents)|| = ||K q||, in the form's scaled columns."""
@@ -381,9 +388,9 @@ class Form:
 
     def _through_qr(self, block: np.ndarray) -> Form:
         """Return the form with ``block`` added through a QR factorisation of it and the present root."""
-        bad = backend.kernels_of(block).first_nonfinite(np.ascontiguousarray(block))
-        if bad >= 0:
-            raise NonFiniteRow(bad)
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise NonFiniteRow(int(finite.argmin()))
         rows = np.ones((len(block), self.frame.dim))
         rows[:, : block.shape[1]] = block
         grown = replace(self, rows=self.rows + len(block), inherited=self._total_margin())
@@ -447,6 +454,6 @@ def _pivoted_triangle(stack: np.ndarray, tail: float) -> tuple[np.ndarray, np.nd
     diagonal = np.abs(np.diagonal(triangle))
     left = np.sqrt(np.cumsum(norms[order][::-1] ** 2)[::-1] + tail**2)
     left = np.append(left, tail)[: len(diagonal) + 1]
-    null = np.flatnonzero(diagonal <= bounds.null_level(stack.shape[1]) * left[:-1])
+    null = np.flatnonzero(diagonal <= np.maximum(bounds.null_level(stack.shape[1]) * left[:-1], bounds.SMALLEST_PIVOT))
     rank = int(null[0]) if null.size else len(diagonal)
     return np.triu(triangle[:rank]), np.asarray(pivots, np.int64), float(left[rank])

@@ -214,8 +214,9 @@ class Sketch:
         return min(largest, max(_SMALLEST_BLOCK, 1 << (self._form.rows.bit_length() - 1) if self._form.rows else 0))
 
     def _pend(self, rows: Rows) -> None:
-        self._pending.append(rows.copy())
-        self._waiting += len(rows)
+        if len(rows):
+            self._pending.append(rows.copy())
+            self._waiting += len(rows)
 
     def _stream(self, rows: Rows) -> None:
         """Absorb the pending rows and ``rows`` block by block; what is short of a block waits."""
@@ -361,8 +362,8 @@ class Sketch:
     def _check_mergeable(self, other: Any) -> None:
         if not isinstance(other, Sketch):
             raise TypeError(f"other must be a Sketch; got {type(other).__name__}")
-        if other is self:
-            raise ValueError("other is this sketch itself; its rows would count twice")
+        if other is self or (other._form is self._form and self._form.rows):
+            raise ValueError("other is this sketch itself or its copy; its rows would count twice")
         for name in ("dim", "p", "decay", "heads", "payload_dim", "intercept"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(

@@ -47,13 +47,3 @@ def screen(parts, y_norms, x_norms, values, following, gain, pad, slack, out):
         odds = root * root * (1 + slack)
         # float32 overflow gives NaN or infinity here, which must pass
         out[i] = odds / (1 + odds) if odds < 1e300 else 1.0
-
-
-@numba.njit(cache=True, nogil=True)
-def first_nonfinite(rows):
-    """Return the position of the first row that holds NaN or infinity, or -1."""
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            if not np.isfinite(rows[i, j]):
-                return i
-    return -1

@@ -1,0 +1,29 @@
+"""What every test file shares."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from lev import sketch
+
+hypothesis.settings.register_profile(
+    "lev", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+hypothesis.settings.load_profile("lev")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 rows, so that short streams see every path of a long one."""
+    monkeypatch.setattr(sketch, "_SMALLEST_BLOCK", 8)
+    monkeypatch.setattr(sketch, "_BLOCK_NUMBERS", 8)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of extracted keys of trained models, beside a checkout where there is one."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real keys in {folder}, which this machine lacks")
+    return folder

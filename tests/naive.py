@@ -1,0 +1,96 @@
+"""The slow, obvious oracle, written from the definition.  Imports nothing from lev.
+
+Rows are read as exact rationals, so what it returns is the truth and not another rounding of it.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+
+
+def exact(keys):
+    """Return the rows as lists of Fractions."""
+    return [[Fraction(float(value)) for value in row] for row in np.asarray(keys)]
+
+
+def gram(rows, d):
+    return [[sum(row[i] * row[j] for row in rows) for j in range(d)] for i in range(d)]
+
+
+def solve(matrix, right):
+    """Return one x with matrix x = right for a symmetric semi-definite matrix and a right side in its range."""
+    d = len(right)
+    rows = [list(line) + [value] for line, value in zip(matrix, right, strict=True)]
+    pivots = []
+    for column in range(d):
+        where = next((i for i in range(len(pivots), d) if rows[i][column]), None)
+        if where is None:
+            continue
+        top = len(pivots)
+        rows[top], rows[where] = rows[where], rows[top]
+        rows[top] = [value / rows[top][column] for value in rows[top]]
+        for i in range(d):
+            if i != top and rows[i][column]:
+                rows[i] = [a - rows[i][column] * b for a, b in zip(rows[i], rows[top], strict=True)]
+        pivots.append(column)
+    x = [Fraction(0)] * d
+    for i, column in enumerate(pivots):
+        x[column] = rows[i][d]
+    return x
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def leverage(keys):
+    """Return exact scores tau_j = max_q <q,k_j>^2 / ||Kq||^2 and the queries q = G^+ k_j that reach them."""
+    rows = exact(keys)
+    d = np.asarray(keys).shape[1]
+    matrix = gram(rows, d)
+    queries = [solve(matrix, row) for row in rows]
+    return [dot(query, row) for query, row in zip(queries, rows, strict=True)], queries
+
+
+def visible(keys, query, resolution):
+    """Say whether ||Kq|| >= resolution ||K||_F ||q||, the range in which a float64 sketch gives its word."""
+    rows = exact(keys)
+    mass = sum(dot(row, query) ** 2 for row in rows)
+    size = sum(dot(row, row) for row in rows) * dot(query, query)
+    return mass >= Fraction(resolution) ** 2 * size
+
+
+def rank(keys):
+    """Return the exact rank."""
+    rows = exact(keys)
+    found = 0
+    for column in range(np.asarray(keys).shape[1]):
+        where = next((i for i in range(found, len(rows)) if rows[i][column]), None)
+        if where is None:
+            continue
+        rows[found], rows[where] = rows[where], rows[found]
+        for i in range(found + 1, len(rows)):
+            factor = rows[i][column] / rows[found][column]
+            if factor:
+                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[found], strict=True)]
+        found += 1
+    return found
+
+
+def weights(queries, keys, p):
+    """Return the float64 attention weights |<q,k>|^p / sum_l |<q,k_l>|^p, (m, n); 0 where all are 0."""
+    powers = np.abs(np.asarray(queries, np.float64) @ np.asarray(keys, np.float64).T) ** p
+    total = powers.sum(axis=1, keepdims=True)
+    return np.divide(powers, total, out=np.zeros_like(powers), where=total > 0)
+
+
+def orthonormal_scores(keys):
+    """Return float64 scores by thrice-repeated Gram-Schmidt in extended precision, for sizes beyond fractions."""
+    columns = np.asarray(keys, np.longdouble).T.copy()
+    columns /= np.abs(columns).max(axis=1, keepdims=True)
+    for j, column in enumerate(columns):
+        for _ in range(3):
+            for basis in columns[:j]:
+                column -= (basis @ column) * basis
+        column /= np.sqrt(column @ column)
+    return (columns**2).sum(axis=0).astype(np.float64)
