@@ -113,6 +113,15 @@ def kernels_of(array: object) -> ModuleType:
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
 
 
+PIECE = 4096
+"""Rows of one task: a float64 piece of usual width stays in cache."""
+
+
+def pieces(rows: np.ndarray) -> list[np.ndarray]:
+    """Return ``rows`` as views of at most PIECE rows, at least one."""
+    return [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
+
+
 def single_blas() -> AbstractContextManager[None]:
     """Return a context in which BLAS uses one thread: its idle threads spin and would take the other core."""
     from lev.cpu import threads

@@ -6,8 +6,6 @@ import math
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 
 def check_epsilon(epsilon: Any) -> float:
     """Return epsilon as a float in (0, 1]."""
@@ -43,6 +41,6 @@ def check_integer(name: str, value: Any, least: int) -> int:
 
 
 def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real | np.ndarray) or np.ndim(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number; got {value!r}")
     return float(value)

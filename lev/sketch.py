@@ -7,7 +7,7 @@ the rows that were kept.  Theory: 02, monotonicity; 03, one pass and merging.
 
 from __future__ import annotations
 
-import copy
+import itertools
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +17,9 @@ from scipy import sparse
 
 from lev import backend, bounds, heavy, store
 from lev.checks import check_epsilon, check_integer, check_square
-from lev.form import Factor, Form, Frame, NonFiniteRow
+from lev.factor import Factor
+from lev.form import Form, NonFiniteRow
+from lev.frame import Frame, Triangle
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
@@ -54,6 +56,7 @@ class Sketch:
     ...     sketch = sketch.update(block)
     >>> sketch.universal_set().indices
     array([1234])
+
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -111,8 +114,8 @@ class Sketch:
     @property
     def nbytes(self) -> int:
         """Bytes of the form, the kept rows and the rows that wait for their block."""
-        frame = self._form.frame
-        square = sum(array.nbytes for array in (self._form.gram, frame.triangle, frame.exponents) if array is not None)
+        triangle = self._form.frame.triangle
+        square = self._form.gram.nbytes + (0 if triangle is None else triangle.matrix.nbytes)
         return square + sum(rows.nbytes for rows in self._kept + self._pending)
 
     @property
@@ -233,13 +236,14 @@ class Sketch:
 
     def _absorb(self, rows: Rows) -> None:
         """Add one block to the form and keep its rows that may reach epsilon."""
-        self._form, upper = self._form.add(rows.keys, self._judge, self.epsilon)
-        if upper is None:
-            self._judge = self._form.factor()
-            upper = self._judge.bracket(rows.keys)[1]
+        judge = self._judge
+        self._form, upper = self._form.add(rows.keys, judge, self.epsilon)
+        if judge is None or upper is None:
+            self._judge = judge = self._form.factor()
+            upper = judge.bracket(rows.keys)[1]
         self._keep(rows, upper)
         crowded = sum(map(len, self._kept)) > 2 * bounds.max_members(self._form.rank, self.epsilon) + len(rows)
-        if crowded or self._form.rows >= 2 * self._judge.rows:
+        if crowded or self._form.rows >= 2 * judge.rows:
             self._prune()
 
     def _keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> None:
@@ -299,7 +303,9 @@ class Sketch:
             omitted=omitted,
         )
 
-    def heavy_hitters(self, queries: Any, epsilon: float | None = None, *, width: int | None = None) -> sparse.csr_array:
+    def heavy_hitters(
+        self, queries: Any, epsilon: float | None = None, *, width: int | None = None
+    ) -> sparse.csr_array:
         """Return every entry <q,k>^2 / sum_l <q,k_l>^2 >= epsilon with its exact value, over all rows seen.
 
         ``queries`` is (m, dim), or (m, dim + 1) with an intercept, the last column being b of <q,k> + b.  The
@@ -372,7 +378,7 @@ class Sketch:
         self._refuse_known("other", other._held_ids())
         other._refuse_known("other", self._held_ids())
         ordered = sorted(self._spans + other._spans)
-        for (_, end), (first, _) in zip(ordered, ordered[1:], strict=False):
+        for (_, end), (first, _) in itertools.pairwise(ordered):
             if first < end:
                 raise ValueError(f"other holds id {first}, which this sketch has seen already; give each its own start")
 
@@ -406,7 +412,7 @@ class Sketch:
         fields |= {"next": self._next, "spans": self._spans, "dropped": settled._dropped}
         tensors = {"form.gram": form.gram, "form.exponents": form.frame.exponents}
         if form.frame.triangle is not None:
-            tensors |= {"form.triangle": form.frame.triangle, "form.pivots": form.frame.pivots}
+            tensors |= {"form.triangle": form.frame.triangle.matrix, "form.pivots": form.frame.triangle.pivots}
         tensors |= {"kept.ids": rows.ids, "kept.keys": rows.keys, "kept.upper": rows.upper}
         if self.payload_dim:
             tensors["kept.payload"] = rows.payload
@@ -425,8 +431,11 @@ class Sketch:
     def _from_parts(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
         arguments = {name: fields[name] for name in _ARGUMENTS}
         sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])}, start=fields["next"])
-        frame = Frame(tensors["form.exponents"], tensors.get("form.triangle"), tensors.get("form.pivots"))
-        sketch._form = Form(frame, tensors["form.gram"], **{name: fields[name] for name in _FORM_SCALARS})
+        triangle = None
+        if "form.triangle" in tensors:
+            triangle = Triangle(tensors["form.triangle"], tensors["form.pivots"])
+        scalars = {name: fields[name] for name in _FORM_SCALARS}
+        sketch._form = Form(Frame(tensors["form.exponents"], triangle), tensors["form.gram"], **scalars)
         sketch._form.check(sketch.dim + sketch.intercept)
         sketch._judge = sketch._form.factor()
         keys, ids, upper = (tensors[f"kept.{name}"] for name in ("keys", "ids", "upper"))
@@ -480,7 +489,7 @@ def merge(sketches: Iterable[Sketch]) -> Sketch:
 def universal_set(keys: Any, epsilon: float, p: float = 2.0) -> UniversalSet:
     """Return the universal set of all keys at once: those with sensitivity >= epsilon.
 
-    ``keys`` is (n, d).  Guarantee, cost and errors as for :class:`Sketch`.
+    ``keys`` is (n, d).  Guarantee and cost as for :class:`Sketch`.  Raises TypeError and ValueError.
 
     >>> import lev
     >>> lev.universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5).indices

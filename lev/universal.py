@@ -29,6 +29,7 @@ class UniversalSet:
     omitted : the most weight that any key outside the set can ever receive; 0 if every key is in it
 
     Theory: 01, universal sets; 04, rounding margin.
+
     """
 
     indices: Any

@@ -20,7 +20,7 @@ def gram(rows, d):
 def solve(matrix, right):
     """Return one x with matrix x = right for a symmetric semi-definite matrix and a right side in its range."""
     d = len(right)
-    rows = [list(line) + [value] for line, value in zip(matrix, right, strict=True)]
+    rows = [[*list(line), value] for line, value in zip(matrix, right, strict=True)]
     pivots = []
     for column in range(d):
         where = next((i for i in range(len(pivots), d) if rows[i][column]), None)

@@ -1,17 +1,18 @@
 """The laws: never miss, any split, any partition, any order, monotone, bounded."""
 
+import itertools
 import math
 import pickle
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import EPSILONS, FAMILIES, cuts, streams
 
 import lev
-import naive
 from lev import bounds
-from strategies import EPSILONS, FAMILIES, cuts, streams
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 def sketch_of(keys, epsilon, positions=None, **arguments):
     sketch = lev.Sketch(keys.shape[1], epsilon, **arguments)
     positions = [0, len(keys)] if positions is None else positions
-    for first, last in zip(positions, positions[1:], strict=False):
+    for first, last in itertools.pairwise(positions):
         sketch.update(keys[first:last])
     return sketch
 
@@ -73,7 +74,7 @@ def test_any_partition_and_merge_order_misses_nothing(data):
     positions = data.draw(cuts(len(keys)))
     parts = [
         lev.Sketch(keys.shape[1], epsilon, start=first).update(keys[first:last])
-        for first, last in zip(positions, positions[1:], strict=False)
+        for first, last in itertools.pairwise(positions)
     ]
     before = [part.to_bytes() for part in parts]
     tree = lev.merge(data.draw(st.permutations(parts)))
@@ -207,7 +208,7 @@ def test_payload_travels_with_its_keys(data):
     payload = np.arange(2.0 * len(keys)).reshape(-1, 2)
     positions = data.draw(cuts(len(keys)))
     sketch = lev.Sketch(keys.shape[1], epsilon, payload_dim=2)
-    for first, last in zip(positions, positions[1:], strict=False):
+    for first, last in itertools.pairwise(positions):
         sketch.update(keys[first:last], payload=payload[first:last])
     for found in (sketch.universal_set(), lev.Sketch.from_bytes(sketch.to_bytes()).universal_set()):
         np.testing.assert_array_equal(found.payload, payload[found.indices])

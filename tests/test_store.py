@@ -1,0 +1,113 @@
+"""The file format: whole or not at all, any damage seen, nothing run."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lev
+from lev import store
+
+KEYS = np.random.default_rng(0).standard_normal((400, 3))
+KEYS[7] *= 30
+SKETCH = lev.Sketch(3, 0.1, payload_dim=1).update(KEYS, payload=KEYS[:, :1])
+DATA = SKETCH.to_bytes()
+
+
+def test_a_saved_sketch_loads(tmp_path):
+    SKETCH.save(tmp_path / "a.lev")
+    assert lev.load(tmp_path / "a.lev") == SKETCH
+    assert (tmp_path / "a.lev").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["a.lev"]
+
+
+def test_every_flipped_bit_is_seen():
+    for position in range(len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[position] ^= 1 << (position % 8)
+        with pytest.raises(lev.SketchFileError):
+            lev.Sketch.from_bytes(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 9, 100, len(DATA) - 1])
+def test_truncated_files_are_refused(length):
+    with pytest.raises(lev.SketchFileError):
+        lev.Sketch.from_bytes(DATA[:length])
+    with pytest.raises(lev.SketchFileError):
+        lev.Sketch.from_bytes(DATA + b"\0")
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=300))
+def test_foreign_bytes_are_refused(data):
+    with pytest.raises(lev.SketchFileError):
+        lev.Sketch.from_bytes(data)
+
+
+def test_other_formats_are_refused():
+    for data in (pickle.dumps(SKETCH), safetensors.numpy.save({"x": np.ones(3)}), b"{}", b"\x93NUMPY"):
+        with pytest.raises(lev.SketchFileError):
+            lev.Sketch.from_bytes(data)
+    with pytest.raises(TypeError, match="a sketch is read from bytes; got str"):
+        lev.Sketch.from_bytes("a.lev")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields, tensors: fields.update(dim=4),
+        lambda fields, tensors: fields.update(epsilon=2.0),
+        lambda fields, tensors: fields.update(rows=-1),
+        lambda fields, tensors: fields.update(rows="x"),
+        lambda fields, tensors: fields.update(spans=[1]),
+        lambda fields, tensors: fields.pop("next"),
+        lambda fields, tensors: fields.update(heads=[2]),
+        lambda fields, tensors: tensors.update({"form.gram": -tensors["form.gram"]}),
+        lambda fields, tensors: tensors.update({"form.gram": tensors["form.gram"][:2]}),
+        lambda fields, tensors: tensors.update({"form.exponents": np.full(3, 5000)}),
+        lambda fields, tensors: tensors.update({"kept.keys": tensors["kept.keys"] * np.nan}),
+        lambda fields, tensors: tensors.update({"kept.ids": tensors["kept.ids"].astype(np.int32)}),
+        lambda fields, tensors: tensors.pop("kept.upper"),
+        lambda fields, tensors: tensors.pop("kept.payload"),
+        lambda fields, tensors: tensors.update({"form.triangle": np.eye(3)}),
+    ],
+)
+def test_a_hostile_file_with_a_right_checksum_is_refused(change):
+    fields, tensors = store.unpack(DATA)
+    change(fields, tensors)
+    with pytest.raises(lev.SketchFileError):
+        lev.Sketch.from_bytes(store.pack(fields, tensors))
+
+
+def test_another_version_is_named():
+    header = json.loads(DATA[8 : 8 + int.from_bytes(DATA[:8], "little")])
+    fields = json.loads(header["__metadata__"]["lev"]) | {"format": 99}
+    tensors = safetensors.numpy.load(DATA)
+    data = safetensors.numpy.save(tensors, metadata={"lev": json.dumps(fields)})
+    with pytest.raises(lev.SketchFileError, match="sketch format 99 is not known"):
+        lev.Sketch.from_bytes(data)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    SKETCH.save(tmp_path / "a.lev")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        lev.Sketch(3, 0.1).save(tmp_path / "a.lev")
+    assert os.listdir(tmp_path) == ["a.lev"]
+    assert lev.load(tmp_path / "a.lev") == SKETCH
+
+
+def test_a_missing_file_or_folder_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        lev.load(tmp_path / "none.lev")
+    with pytest.raises(FileNotFoundError):
+        SKETCH.save(tmp_path / "none" / "a.lev")
