@@ -1,0 +1,75 @@
+"""The streamed exact universal set beside the Gram product and beside what a NumPy user would write."""
+
+import lev
+
+from .common import CONDITIONS, EPSILON, SHAPES, gram, gram_cholesky_solve, interleaved, make_keys, qr
+
+
+def streamed(keys, epsilon=EPSILON):
+    return lev.Sketch(keys.shape[1], epsilon).update(keys).universal_set()
+
+
+class Ratios:
+    """Ratios of medians within one run."""
+
+    params = (SHAPES, CONDITIONS)
+    param_names = ("shape", "condition")
+    unit = "ratio"
+
+    def setup(self, shape, condition):
+        self.keys = make_keys(*shape, condition)
+
+    def track_time_over_gram(self, shape, condition):
+        seconds = interleaved({"lev": lambda: streamed(self.keys), "gram": lambda: gram(self.keys)})
+        return seconds["lev"] / seconds["gram"]
+
+    def track_speedup_over_gram_cholesky_solve(self, shape, condition):
+        seconds = interleaved({"lev": lambda: streamed(self.keys), "peer": lambda: gram_cholesky_solve(self.keys)}, 3)
+        return seconds["peer"] / seconds["lev"]
+
+    def track_speedup_over_qr(self, shape, condition):
+        seconds = interleaved({"lev": lambda: streamed(self.keys), "peer": lambda: qr(self.keys)}, 2)
+        return seconds["peer"] / seconds["lev"]
+
+
+class NearThreshold:
+    """epsilon = 2 d / n: most rows stand near the threshold, so the cheap filters cannot help."""
+
+    params = (SHAPES,)
+    param_names = ("shape",)
+    unit = "ratio"
+
+    def setup(self, shape):
+        self.keys = make_keys(*shape, 30)
+
+    def track_time_over_gram(self, shape):
+        n, d = shape
+        seconds = interleaved({"lev": lambda: streamed(self.keys, 2 * d / n), "gram": lambda: gram(self.keys)}, 5)
+        return seconds["lev"] / seconds["gram"]
+
+
+class Rows:
+    """Row by row: rows a second."""
+
+    unit = "rows/s"
+
+    def setup(self):
+        self.keys = make_keys(*(1000, 64) if SHAPES[0][0] < 1e6 else (100_000, 64), 30)
+
+    def track_update_one_row(self):
+        def run():
+            sketch = lev.Sketch(64, EPSILON)
+            for i in range(len(self.keys)):
+                sketch.update(self.keys[i : i + 1])
+
+        return len(self.keys) / interleaved({"lev": run}, 1)["lev"]
+
+    def track_admit_one_row(self):
+        few = self.keys[:5000]
+
+        def run():
+            sketch = lev.Sketch(64, EPSILON)
+            for i in range(len(few)):
+                sketch.admit(few[i : i + 1])
+
+        return len(few) / interleaved({"lev": run}, 1)["lev"]
