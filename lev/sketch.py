@@ -7,7 +7,6 @@ the rows that were kept.  Theory: 02, monotonicity; 03, one pass and merging.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -20,11 +19,11 @@ from lev.checks import check_epsilon, check_integer, check_square
 from lev.factor import Factor
 from lev.form import Form, NonFiniteRow
 from lev.frame import Frame, Triangle
+from lev.ids import Ids
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
 _SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
-_LAST_ID = 2**53
 
 
 class Sketch:
@@ -83,8 +82,7 @@ class Sketch:
         self.heads, self.decay = (), 1.0
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)
         self.intercept = bool(intercept)
-        self._next = check_integer("start", start, 0)
-        self._spans: list[tuple[int, int]] = []  # runs of ids given by default
+        self._ids = Ids(check_integer("start", start, 0))
         self._form = Form.empty(self.dim + self.intercept)
         self._judge: Factor | None = None  # a factor of the form, perhaps of an earlier state of it
         self._kept: list[Rows] = []  # rows that may still reach epsilon
@@ -139,7 +137,7 @@ class Sketch:
         changes nothing.  Any split of the same rows into updates gives the same sketch, bit for bit.
         Raises TypeError and ValueError; for NaN and infinity with the first bad row.
         """
-        rows, family, spans, following = self._checked(keys, indices, payload)
+        rows, ids, family = self._checked(keys, indices, payload)
         if self._waiting + len(rows) < self._block_rows():
             backend.check_finite("keys", rows.keys)
             draft = self
@@ -148,7 +146,7 @@ class Sketch:
             draft = self.copy()
             with backend.single_blas():
                 draft._stream(rows)
-        draft._family, draft._spans, draft._next, draft._settled = family, spans, following, None
+        draft._ids, draft._family, draft._settled = ids, family, None
         self.__dict__.update(draft.__dict__)
         return self
 
@@ -159,53 +157,23 @@ class Sketch:
         given at once, so the call ends a block.  Raises what :meth:`update` raises.
         """
         draft = self.copy().update(keys)
-        ids = np.arange(self._next, draft._next)
+        ids = np.arange(self._ids.following, draft._ids.following)
         with backend.single_blas():
             draft._flush()
             draft._prune()
         self.__dict__.update(draft.__dict__)
         return self._family.out(np.isin(ids, self._kept[0].ids))
 
-    def _checked(self, keys: Any, indices: Any, payload: Any) -> tuple[Rows, backend.Family, list, int]:
+    def _checked(self, keys: Any, indices: Any, payload: Any) -> tuple[Rows, Ids, backend.Family]:
         array, family = backend.matrix("keys", keys, self.dim)
         m = len(array)
-        if indices is None:
-            ids = np.arange(self._next, self._next + m, dtype=np.int64)
-            spans, following = _extended(self._spans, self._next, m), self._next + m
-        else:
-            ids, spans = self._checked_ids(indices, m), self._spans
-            following = max(self._next, int(ids.max(initial=-1)) + 1)
-        if following > _LAST_ID:
-            raise ValueError(f"indices must be below 2**53; got {following - 1}")
+        numbers, ids = self._ids.count_on(m) if indices is None else self._ids.take(indices, m, self._held_ids())
         if payload is None and self.payload_dim and m:
             raise ValueError(f"payload must have shape ({m}, {self.payload_dim}); got None")
         extra = np.zeros((m, 0)) if payload is None else backend.matrix("payload", payload, self.payload_dim)[0]
         if len(extra) != m:
             raise ValueError(f"payload must have shape ({m}, {self.payload_dim}); got {extra.shape}")
-        return Rows.of(array, ids, extra), family, spans, following
-
-    def _checked_ids(self, indices: Any, m: int) -> np.ndarray:
-        ids, _ = backend.intake("indices", indices)
-        if ids.shape != (m,):
-            raise ValueError(f"indices must have shape ({m},); got {ids.shape}")
-        if ids.dtype.kind not in "iu" and m:
-            raise TypeError(f"indices must be integers; got dtype {ids.dtype}")
-        ids = ids.astype(np.int64)
-        if m and (ids.min() < 0 or ids.max() >= _LAST_ID):
-            raise ValueError(f"indices must be in [0, 2**53); got {ids.min() if ids.min() < 0 else ids.max()}")
-        values, counts = np.unique(ids, return_counts=True)
-        if m and counts.max() > 1:
-            raise ValueError(f"indices must be unique; {values[counts.argmax()]} came {counts.max()} times")
-        if m and ids.min() < self._next:
-            self._refuse_known("indices", ids)
-        return ids
-
-    def _refuse_known(self, name: str, ids: np.ndarray) -> None:
-        known = np.isin(ids, self._held_ids())
-        for first, end in self._spans:
-            known |= (ids >= first) & (ids < end)
-        if known.any():
-            raise ValueError(f"{name} hold id {ids[known.argmax()]}, which this sketch has seen already")
+        return Rows.of(array, numbers, extra), ids, family
 
     def _held_ids(self) -> np.ndarray:
         parts = [rows.ids for rows in self._kept + self._pending]
@@ -316,7 +284,7 @@ class Sketch:
         members = self.universal_set(epsilon)
         queries = self._checked_queries(queries)
         least = 1 + int(self._settle()._kept[0].ids.max(initial=-1))
-        width = self._next if width is None else check_integer("width", width, least)
+        width = self._ids.following if width is None else check_integer("width", width, least)
         keys, ids = backend.intake("keys", members.keys)[0], backend.intake("indices", members.indices)[0]
         found = heavy.heavy_hitters(self._settle()._form, keys, queries, members.epsilon)
         return sparse.csr_array((found.data, ids[found.indices], found.indptr), shape=(len(queries), width))
@@ -358,8 +326,7 @@ class Sketch:
         draft._form = draft._form.merge(theirs._form)
         draft._kept = draft._kept + theirs._kept
         draft._dropped = max(draft._dropped, theirs._dropped)
-        draft._spans = _joined(self._spans + other._spans)
-        draft._next = max(self._next, other._next) if other.count else self._next
+        draft._ids = self._ids.merge(other._ids) if other.count else self._ids
         draft._settled = None
         draft._prune()
         self.__dict__.update(draft.__dict__)
@@ -375,12 +342,10 @@ class Sketch:
                 raise ValueError(
                     f"other has {name}={getattr(other, name)!r}; merging needs {name}={getattr(self, name)!r}"
                 )
-        self._refuse_known("other", other._held_ids())
-        other._refuse_known("other", self._held_ids())
-        ordered = sorted(self._spans + other._spans)
-        for (_, end), (first, _) in itertools.pairwise(ordered):
-            if first < end:
-                raise ValueError(f"other holds id {first}, which this sketch has seen already; give each its own start")
+        mine, theirs = self._held_ids(), other._held_ids()
+        self._ids.refuse_known("other", theirs, mine)
+        other._ids.refuse_known("other", mine, theirs)
+        self._ids.merge(other._ids)
 
     # -- files, copies, equality ---------------------------------------------------------------------------
 
@@ -409,7 +374,7 @@ class Sketch:
         rows = rows.take(np.argsort(rows.ids))
         fields = {name: getattr(self, name) for name in _ARGUMENTS}
         fields |= {name: getattr(form, name) for name in _FORM_SCALARS}
-        fields |= {"next": self._next, "spans": self._spans, "dropped": settled._dropped}
+        fields |= {"next": self._ids.following, "spans": self._ids.spans, "dropped": settled._dropped}
         tensors = {"form.gram": form.gram, "form.exponents": form.frame.exponents}
         if form.frame.triangle is not None:
             tensors |= {"form.triangle": form.frame.triangle.matrix, "form.pivots": form.frame.triangle.pivots}
@@ -447,7 +412,7 @@ class Sketch:
             raise ValueError("kept rows must be finite")
         sketch._kept = [Rows(keys, ids, payload, sketch._judge.bracket(keys)[0], upper)]
         sketch._dropped = float(fields["dropped"])
-        sketch._spans = [(int(first), int(end)) for first, end in fields["spans"]]
+        sketch._ids = Ids(fields["next"], tuple((int(first), int(end)) for first, end in fields["spans"]))
         sketch._settled = twin = sketch.copy()
         twin._settled = twin
         return sketch
@@ -501,18 +466,3 @@ def universal_set(keys: Any, epsilon: float, p: float = 2.0) -> UniversalSet:
     sketch = Sketch(array.shape[1], epsilon, p).update(array)
     sketch._family = family
     return sketch.universal_set()
-
-
-def _extended(spans: list[tuple[int, int]], first: int, length: int) -> list[tuple[int, int]]:
-    return _joined([*spans, (first, first + length)]) if length else spans
-
-
-def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return disjoint spans in order, with neighbours made one."""
-    joined: list[tuple[int, int]] = []
-    for first, end in sorted(spans):
-        if joined and joined[-1][1] == first:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((first, end))
-    return joined

@@ -17,6 +17,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 LAYERS = [
     {"bounds", "checks", "rows", "cpu", "gpu"},
     {"backend"},
+    {"ids"},
     {"frame"},
     {"factor"},
     {"form"},

@@ -15,7 +15,7 @@ KEYS[123] *= 50
 
 
 def state(sketch):
-    return sketch.to_bytes(), sketch.count, list(sketch._spans), sketch._next
+    return sketch.to_bytes(), sketch.count, sketch._ids
 
 
 # -- input -----------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ BAD_UPDATES = [
     ({"keys": KEYS[:2], "indices": [3]}, ValueError, r"indices must have shape \(2,\); got \(1,\)"),
     ({"keys": KEYS[:2], "indices": [[3, 4]]}, ValueError, r"got \(1, 2\)"),
     ({"keys": KEYS[:2], "indices": [0.0, 1.0]}, TypeError, "indices must be integers; got dtype float64"),
-    ({"keys": KEYS[:2], "indices": [50, 1]}, ValueError, "id 1, which this sketch has seen already"),
+    ({"keys": KEYS[:2], "indices": [50, 1]}, ValueError, "indices holds id 1, which this sketch has seen already"),
     ({"keys": KEYS[:2], "payload": np.ones((2, 1))}, ValueError, r"payload must have shape \(m, 0\)"),
 ]
 
