@@ -150,14 +150,17 @@ class Sketch:
         self.__dict__.update(draft.__dict__)
         return self
 
-    def admit(self, keys: Any) -> Any:
+    def admit(self, keys: Any, indices: Any = None, payload: Any = None) -> Any:
         """Add rows and return for each whether it was kept: bool, (m,), in the family of the keys.
 
         For append-only caches: a row answered False can never receive epsilon, now or later.  The answer is
-        given at once, so the call ends a block.  Raises what :meth:`update` raises.
+        given at once, so the call ends a block.  Arguments and errors are those of :meth:`update`.
         """
-        draft = self.copy().update(keys)
-        ids = np.arange(self._ids.following, draft._ids.following)
+        draft = self.copy().update(keys, indices, payload)
+        if indices is None:
+            ids = np.arange(self._ids.following, draft._ids.following)
+        else:
+            ids = backend.intake("indices", indices)[0]
         with backend.single_blas():
             draft._flush()
             draft._prune()

@@ -146,12 +146,15 @@ def test_top_k_still_holds_everything_above_its_epsilon(keys, epsilon, k):
 @given(st.data())
 def test_admit_never_turns_away_a_row_that_matters(data):
     keys, epsilon = data.draw(streams()), data.draw(EPSILONS)
-    sketch, kept = lev.Sketch(keys.shape[1], epsilon), np.zeros(len(keys), bool)
+    sketch, kept = lev.Sketch(keys.shape[1], epsilon, payload_dim=1), np.zeros(len(keys), bool)
+    ids = np.arange(len(keys))
     for position in data.draw(cuts(len(keys)))[1:]:
-        first = sketch.count
-        kept[first:position] = sketch.admit(keys[first:position])
+        block = slice(sketch.count, position)
+        given = ids[block] if data.draw(st.booleans()) else None
+        kept[block] = sketch.admit(keys[block], given, ids[block, None])
     found = sketch.universal_set()
     assert kept[found.indices].all()
+    np.testing.assert_array_equal(found.payload[:, 0], found.indices)
     assert_universal(found, keys, sketch.resolution)
 
 

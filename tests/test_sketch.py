@@ -312,3 +312,48 @@ def test_memory_does_not_grow_with_the_stream():
         held.append(sum(len(rows) for rows in sketch._kept))
     assert max(held[2:]) <= 2 * bounds.max_members(8, 0.02) + sketch._block_rows()
     assert sketch.retained == 0
+
+
+# -- threads ---------------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    from lev.cpu import threads
+
+    keys = RNG.standard_normal((70_000, 32)).astype(np.float32)
+    monkeypatch.setattr(threads, "cores", lambda: 1)
+    alone = lev.Sketch(32, 0.001).update(keys).to_bytes()
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    assert lev.Sketch(32, 0.001).update(keys).to_bytes() == alone
+
+
+def test_blas_threads_are_given_back_after_updates_in_parallel():
+    from concurrent.futures import ThreadPoolExecutor
+
+    import threadpoolctl
+
+    def blas_threads():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas_threads()
+    keys = RNG.standard_normal((40_000, 16)).astype(np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        sketches = list(pool.map(lambda _: lev.Sketch(16, 0.1).update(keys), range(8)))
+    assert all(sketch == sketches[0] for sketch in sketches)
+    assert blas_threads() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_worker_has_threads_of_its_own():
+    import multiprocessing
+
+    keys = RNG.standard_normal((40_000, 16)).astype(np.float32)
+    wanted = lev.Sketch(16, 0.1).update(keys).to_bytes()
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this platform cannot fork")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_sketched, [keys, keys]) == [wanted, wanted]
+
+
+def _sketched(keys):
+    return lev.Sketch(16, 0.1).update(keys).to_bytes()
