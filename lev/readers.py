@@ -25,9 +25,7 @@ _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": 
 _SAFETENSORS |= {"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
-Open = Callable[[], contextlib.AbstractContextManager[Any]]
-"""Returns a binary file at its beginning."""
-
+Open = Callable[[], contextlib.AbstractContextManager[Any]]  # gives a binary file at its beginning
 Read = Callable[[int, int, int | None, int], Iterator[np.ndarray]]
 """read(head, first, end, step) yields rows first..end of one matrix in blocks of ``step``."""
 

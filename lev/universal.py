@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lev import bounds
 from lev.checks import check_integer
 
 
@@ -51,11 +50,6 @@ class UniversalSet:
             f"UniversalSet({len(self)} of {self.count} keys, epsilon={self.epsilon:g}, p={self.p:g}, {kind}, "
             f"omitted={self.omitted:.3g})"
         )
-
-    @property
-    def bound(self) -> float:
-        """The most members a universal set of these dimensions can have: dim / epsilon (p <= 2)."""
-        return bounds.max_members(self.keys.shape[1], self.epsilon)
 
     def top(self, k: int) -> UniversalSet:
         """Return the universal set of the ``k`` highest scores (ties: lower index first).

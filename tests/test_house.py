@@ -26,6 +26,7 @@ LAYERS = [
     {"__init__"},
     {"readers", "plot"},
     {"demo"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

@@ -277,7 +277,6 @@ def test_the_universal_set_holds_what_it_says():
     np.testing.assert_array_equal(found.keys, KEYS[found.indices])
     assert (found.epsilon, found.p, found.count, found.exact, found.payload) == (0.1, 2.0, 700, True, None)
     assert found.omitted < 0.1
-    assert found.bound == 40
     assert "1 of 700 keys" in repr(found)
     with pytest.raises(ValueError, match="k must be >= 0; got -1"):
         found.top(-1)

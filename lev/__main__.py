@@ -1,0 +1,5 @@
+"""``python -m lev``: the command line."""
+
+from lev.cli import main
+
+main()

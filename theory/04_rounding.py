@@ -1,0 +1,150 @@
+"""Check note 04: Gram margin, filters, frames, resolution, and where a Gram matrix alone fails."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import exact
+import numpy as np
+import scipy.linalg
+
+import lev
+from lev import bounds
+from lev.factor import Factor, Filter
+from lev.form import Form
+
+
+def gram_matrix(rng: np.random.Generator) -> None:
+    """(a): the entrywise bound against rationals, rows of very different sizes."""
+    rows = rng.standard_normal((60, 3)) * np.exp(rng.uniform(-9, 9, (60, 1)))
+    pieces = [rows[start : start + 20] for start in range(0, 60, 20)]
+    computed = sum(piece.T @ piece for piece in pieces)
+    columns = list(zip(*exact.rational(rows), strict=True))
+    for i, a in enumerate(columns):
+        for j, b in enumerate(columns):
+            absolute = exact.dot([abs(value) for value in a], [abs(value) for value in b])
+            error = abs(Fraction(float(computed[i, j])) - exact.dot(a, b))
+            assert error <= Fraction(bounds.gram_error(20, 3)) * absolute
+
+
+def screened(screen: Filter, factor: Factor, rows: np.ndarray) -> np.ndarray:
+    """Return what the filter says of rows, as the form would ask it."""
+    x, norms = factor.frame.widen(rows)
+    y, _ = factor.frame.coordinates(x)
+    return screen(rows, x, norms, np.sum(y * y, axis=1))
+
+
+def filters(rng: np.random.Generator) -> None:
+    """(b): every width and dtype bounds the exact score; a row in the last direction read meets the bound."""
+    seen = (rng.standard_normal((40, 4)) * [8, 4, 2, 1]).astype(np.float32)
+    rows = (rng.standard_normal((10, 4)) * np.exp(rng.uniform(-9, 9, (10, 1)))).astype(np.float32)
+    factor = Form.empty(4).add(seen, None, 1.0)[0].factor()
+    odds = [exact.against(seen, row) for row in rows]
+    # the kernel's last division b / (1 + b) is itself rounded
+    allowed = 1 - Fraction(bounds.UNIT)
+    for width in range(1, 5):
+        for dtype in (np.float32, np.float64):
+            upper = screened(factor.filter(width, np.dtype(dtype)), factor, rows.astype(dtype))
+            for odd, bound in zip(odds, upper, strict=True):
+                assert odd / (1 + odd) * allowed <= Fraction(float(bound))
+
+
+def filter_equality() -> float:
+    """Return the largest relative excess of filters at rows where the bound of (b) is met."""
+    seen, worst = np.diag([1.0, 2.0, 4.0, 8.0]), 0.0
+    factor = Form.empty(4).add(seen, None, 1.0)[0].factor()
+    for width in range(1, 4):
+        row = np.zeros((1, 4))
+        row[0, : width + 1] = 1.0, *([0.5] * width)
+        odds = exact.against(seen, row[0])
+        bound = screened(factor.filter(width, np.dtype(np.float64)), factor, row)[0]
+        worst = max(worst, float(Fraction(float(bound)) / (odds / (1 + odds)) - 1))
+    return worst
+
+
+def graded(rng: np.random.Generator, rows: int, dim: int, decades: float) -> np.ndarray:
+    """Return rows whose sizes spread over ``decades`` powers of ten, in random order."""
+    return rng.standard_normal((rows, dim)) * 10.0 ** -rng.permutation(np.linspace(0, decades, rows))[:, None]
+
+
+def bracketed(keys: np.ndarray) -> None:
+    """(c), (d): the exact score lies in the bracket, or, where it was clipped, the bracket says 1."""
+    factor = Form.empty(keys.shape[1]).add(keys, None, 1.0)[0].factor()
+    lower, upper = factor.bracket(keys)
+    for score, low, high in zip(exact.scores(keys), lower, upper, strict=True):
+        assert Fraction(float(low)) <= score <= Fraction(float(high))
+
+
+def unsorted_rows() -> tuple[float, float]:
+    """Return |R22| of a QR with small rows on top, and of one with rows sorted; the truth is 2 sqrt(2) 1e-12."""
+    tiny = 1e-12 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    stack = np.vstack([tiny, [[1e6 / 3, 1e6 / 3]]])
+    upside_down = scipy.linalg.qr(stack, mode="r")[0][1, 1]
+    return abs(upside_down), abs(scipy.linalg.qr(stack[::-1], mode="r")[0][1, 1])
+
+
+def resolution() -> float:
+    """(e): return the largest sqrt(weight) - sqrt(bound) - t over queries near a dropped direction; not positive."""
+    shift = 6 * 2.0**-52
+    keys = np.array([[1.0, 1.0]] * 4 + [[1 + shift, 1 - shift]])
+    form = Form.empty(2).add(keys, None, 1.0)[0]
+    assert form.rank == 1
+    bound, worst = float(form.factor().bracket(keys)[1][4]), -math.inf
+    for step in range(1, 400):
+        query = [Fraction(step, 2**54) + 1, Fraction(step, 2**54) - 1]
+        values = [exact.dot(row, query) for row in exact.rational(keys)]
+        norm = math.sqrt(sum(value**2 for value in values))
+        t = math.sqrt(2) * bounds.null_level(2) * np.linalg.norm(keys) * math.sqrt(2) / norm
+        worst = max(worst, abs(float(values[4])) / norm - math.sqrt(bound) - t)
+    return worst
+
+
+def tiny_row(size: float, draws: int = 20) -> tuple[float, float]:
+    """Return the mean score of a row of ``size`` alone in its direction: by a float64 Gram matrix, by the library."""
+    rng, gram_scores, lev_scores = np.random.default_rng(4), [], []
+    for _ in range(draws):
+        plane = rng.standard_normal((8192, 3))
+        # small whole numbers, so that the large rows lie in x4 = x1 + x2 + x3 exactly and the tiny one alone is off
+        rest = np.round(plane * 64) / 64
+        rest = np.hstack([rest, rest.sum(axis=1, keepdims=True)])
+        keys = np.vstack([rest, size * np.array([0.5, 0.5, 0.5, -0.5])])
+        values, vectors = np.linalg.eigh(blurred_gram(keys))
+        parts = (vectors.T @ keys[-1]) ** 2
+        gram_scores.append(min(1.0, float(np.sum(parts / np.abs(values)))))
+        lev_scores.append(float(lev.leverage_scores(keys)[-1]))
+    return float(np.mean(gram_scores)), float(np.mean(lev_scores))
+
+
+def blurred_gram(keys: np.ndarray) -> np.ndarray:
+    """Return the float64 Gram matrix in a rotated basis, where nothing is exact by luck."""
+    turn = scipy.linalg.qr(np.vander([1.0, 1.3, 1.7, 2.1]))[0]
+    return turn @ ((keys @ turn).T @ (keys @ turn)) @ turn.T
+
+
+def main() -> None:
+    """Run every check."""
+    rng = np.random.default_rng(5)
+    gram_matrix(rng)
+    filters(rng)
+    excess = filter_equality()
+    assert excess < bounds.margin(np.dtype(np.float64))
+    print(f"Gram margin and filters hold; filters are met with equality to {excess:.1e}")
+    for dim, decades in ((2, 3), (3, 6), (3, 12)):
+        bracketed(graded(rng, 12, dim, decades))
+    top, bottom = unsorted_rows()
+    true = 2 * math.sqrt(2) * 1e-12
+    assert abs(bottom / true - 1) < 1e-6 < abs(top / true - 1)
+    print(f"graded rows are bracketed; unsorted QR: |R22| = {top:.1e}, sorted {bottom:.3e}, true {true:.3e}")
+    worst = resolution()
+    assert worst <= 0
+    print(f"at the resolution sqrt(weight) <= sqrt(bound) + t with {-worst:.2f} to spare")
+    for size in (1e-5, 1e-6, 1e-7):
+        by_gram, by_lev = tiny_row(size)
+        assert by_lev > 0.999
+        print(f"row of size {size:.0e} alone in its direction: float64 Gram {by_gram:.3f}, lev {by_lev:.3f}")
+    assert by_gram < 0.1
+
+
+if __name__ == "__main__":
+    main()
