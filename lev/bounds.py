@@ -60,9 +60,9 @@ def null_level(dim: int) -> float:
 
 
 def resolution(dim: int) -> float:
-    """Return rho: the guarantee is for queries with ||K q|| >= rho ||K|| ||q||.
+    """Return rho: a weight w is held if sqrt(w) >= sqrt(epsilon) + rho ||K|| ||q|| / ||K q||.
 
-    Columns are scaled to one binade and a null direction is judged against the Frobenius norm, which
-    costs 2 sqrt(dim) and sqrt(dim) over the null level.  Theory: 04, resolution.
+    A null direction is judged against the Frobenius norm of columns scaled to one binade, which costs
+    sqrt(dim) twice and 2 over the null level.  Theory: 04, resolution.
     """
     return 2 * dim * null_level(dim)

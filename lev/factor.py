@@ -10,6 +10,8 @@ import numpy as np
 from lev import backend, bounds
 from lev.frame import Frame
 
+_HUGE = 1e300  # finite, so that a score of zero stays zero
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -36,7 +38,12 @@ class Factor:
         y, _ = self.frame.coordinates(x)
         root, pad = np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
         lower = np.maximum(root - pad, 0) ** 2 * max(0.0, 1 - self.slack)
-        return np.minimum(lower, 1), np.minimum((root + pad) ** 2 * (1 + self.slack), 1)
+        return np.minimum(lower, 1), np.minimum((root + pad) ** 2 * self.growth, 1)
+
+    @property
+    def growth(self) -> float:
+        """What the margin of the form may add to a score, as a factor."""
+        return 1 / (1 - self.slack) if self.slack < 1 else _HUGE
 
     def width(self, epsilon: float) -> int:
         """Return how many of the weakest eigenvectors make a filter that few rows pass.
@@ -55,13 +62,14 @@ class Factor:
         weak = frame.whitener @ self.whiten[:, :width]
         single = dtype == np.float32 and frame.triangle is None and np.abs(frame.exponents).max() <= 60
         unit = bounds.dot_error(frame.dim + 2, bounds.UNIT_SINGLE if single else bounds.UNIT)
+        turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.whitener))
         return Filter(
             probe=(frame.scale[:, None] * weak).astype(np.float32) if single else weak,
             values=self.values,
             following=self.values[width] if width < self.rank else math.inf,
-            gain=unit * float(np.linalg.norm(weak * np.sqrt(self.values[:width]))),
+            gain=unit * (float(np.linalg.norm(weak * np.sqrt(self.values[:width]))) + turned),
             pad=unit * float(np.linalg.norm(weak)) + self.reach,
-            slack=self.slack,
+            growth=self.growth,
         )
 
 
@@ -74,7 +82,7 @@ class Filter:
     following: float
     gain: float
     pad: float
-    slack: float
+    growth: float
 
     def __call__(self, rows: np.ndarray, x: np.ndarray, x_norms: np.ndarray, y_norms: np.ndarray) -> np.ndarray:
         """Return the bounds, (m,); b against a form without the row is b / (1 + b) against one with it."""
@@ -85,6 +93,6 @@ class Filter:
             parts = x @ self.probe
         upper = np.empty(len(rows))
         backend.kernels_of(rows).screen(
-            parts, y_norms, x_norms, self.values, self.following, self.gain, self.pad, self.slack, upper
+            parts, y_norms, x_norms, self.values, self.following, self.gain, self.pad, self.growth, upper
         )
         return upper

@@ -35,16 +35,17 @@ class Form:
 
     frame: Frame
     gram: np.ndarray  # (r, r), in the frame's coordinates
+    tail: np.ndarray  # (D,) root energy in each column of the rows whose rounding blurs the form
     rows: int = 0
     sums: int = 0  # Gram products added since the frame was made
-    tail: float = 0.0  # root energy of the rows whose rounding may hide a null direction
+    turns: int = 0  # QR factorisations that the rows went through, each with rounding of its own
     inherited: float = 0.0  # relative margin that earlier frames left behind
     limit: float = bounds.margin(np.dtype(np.float32))  # what the widest input so far asks of the margin
 
     @classmethod
     def empty(cls, dim: int) -> Form:
         """Return the form of no rows."""
-        return cls(Frame.empty(dim), np.zeros((0, 0)))
+        return cls(Frame.empty(dim), np.zeros((0, 0)), np.zeros(dim))
 
     @property
     def rank(self) -> int:
@@ -65,15 +66,15 @@ class Form:
         coarse = judge.filter(judge.width(epsilon), block.dtype)
         fine = judge.filter(judge.rank, np.dtype(np.float64))
         parts = backend.run(lambda piece: self._measure(piece, coarse, fine, epsilon), backend.pieces(block))
-        energy = math.fsum(part.energy for part in parts)
+        energy = sum(part.energy for part in parts)
         grown = replace(
             form,
             gram=self.gram + sum(part.gram for part in parts),
             rows=self.rows + len(block),
             sums=self.sums + len(parts),
-            tail=math.hypot(self.tail, math.sqrt(energy)),
+            tail=np.hypot(self.tail, np.sqrt(energy)),
         )
-        if not math.isfinite(energy) or any(part.leaves for part in parts) or not grown._sound(judge):
+        if not np.isfinite(energy).all() or any(part.leaves for part in parts) or not grown._sound(judge):
             return form._through_qr(block), None
         return grown, np.concatenate([part.upper for part in parts])
 
@@ -88,7 +89,9 @@ class Form:
             if passed.size:
                 some = x[passed]
                 upper[passed] = np.minimum(upper[passed], fine(some, some, x_norms[passed], y_norms[passed]))
-            return _Part(y.T @ y, float(x_norms.sum()), self.frame.leaves(outside, x_norms, self.tail), upper)
+            gram = y.T @ y
+            energy = np.diagonal(gram) if y is x else np.einsum("ij,ij->j", x, x)
+            return _Part(gram, energy, self.frame.leaves(x, outside, self.tail), upper)
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
@@ -112,18 +115,18 @@ class Form:
         whole or row by row; the second is far better when the rows differ in size by many orders.
         """
         unit, margin = bounds.dot_error(self.frame.dim), self._gram_margin(values[0])
-        triangle = self.frame.triangle
+        tail, triangle = float(np.linalg.norm(self.tail)), self.frame.triangle
         if triangle is None:
-            whole = unit * _spectral(np.abs(whiten))
-            return whole, margin + _squared(whole * self.tail)
+            reach = unit * _spectral(np.abs(whiten))
+            return reach, margin + _squared((1 + self.turns) * reach * tail)
         inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
         product = inverse @ np.abs(whiten)
-        whole = unit * _spectral(product)
-        each = whole + unit * _spectral(inverse @ (square @ product))
+        once = unit * _spectral(product)
         gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / values[0]
-        if gap + _squared(whole * self.tail) <= _squared(each * self.tail):
-            return whole, margin + gap + _squared(whole * self.tail)
-        return each, margin + _squared(each * self.tail)
+        whole = gap + _squared((1 + self.turns) * once * tail)
+        turned = once + unit * _spectral(inverse @ (square @ product))
+        each = _squared((turned + self.turns * once) * tail)
+        return (2 * once, margin + whole) if whole <= each else (turned + once, margin + each)
 
     def _gram_margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
@@ -154,7 +157,8 @@ class Form:
         rows, limit = self.rows + other.rows, min(self.limit, other.limit)
         if not (self.rank and other.rank):
             return replace(self if self.rank else other, rows=rows, limit=limit)
-        both = replace(self, rows=rows, limit=limit, tail=math.hypot(self.tail, other.tail))
+        turns = max(self.turns, other.turns)
+        both = replace(self, rows=rows, limit=limit, tail=np.hypot(self.tail, other.tail), turns=turns)
         plain = self.frame.triangle is None and other.frame.triangle is None
         if plain and np.array_equal(self.frame.exponents, other.frame.exponents):
             inherited, sums = max(self.inherited, other.inherited), self.sums + other.sums + 1
@@ -172,7 +176,9 @@ class Form:
         rows = np.ones((len(block), self.frame.dim))
         rows[:, : block.shape[1]] = block
         grown = replace(self, rows=self.rows + len(block), inherited=self._margin())
-        return grown._reframed([self._stacked(), Stacked(rows, np.zeros(self.frame.dim, np.int64), 0.0)])
+        return grown._reframed(
+            [self._stacked(), Stacked(rows, np.zeros(self.frame.dim, np.int64), np.zeros(self.frame.dim))]
+        )
 
     def _stacked(self) -> Stacked:
         return Stacked(self.root(), self.frame.exponents, self.tail)
@@ -183,7 +189,8 @@ class Form:
         if found is None:
             return self
         frame, tail = found
-        return replace(self, frame=frame, gram=np.eye(frame.rank), sums=0, tail=tail).simplified()
+        whitened = replace(self, frame=frame, gram=np.eye(frame.rank), sums=0, tail=tail, turns=self.turns + 1)
+        return whitened.simplified()
 
     def simplified(self) -> Form:
         """Return the form in the identity frame if its Gram matrix is accurate enough there, with room to grow."""
@@ -197,6 +204,7 @@ class Form:
         """Raise ValueError unless shapes, dtypes and values are those of a form of ``dim`` columns."""
         exponents, triangle, rank = self.frame.exponents, self.frame.triangle, len(self.gram)
         arrays = [("exponents", exponents, (dim,), np.int64), ("gram", self.gram, (rank, rank), np.float64)]
+        arrays += [("tail", self.tail, (dim,), np.float64)]
         if triangle is not None:
             arrays += [("triangle", triangle.matrix, (rank, dim), np.float64)]
             arrays += [("pivots", triangle.pivots, (dim,), np.int64)]
@@ -207,7 +215,7 @@ class Form:
             raise ValueError("the form's rank or exponents are out of range")
         if triangle is not None and not np.array_equal(np.sort(triangle.pivots), np.arange(dim)):
             raise ValueError("pivots must be a permutation")
-        scalars = (self.rows, self.sums, self.tail, self.inherited, self.limit)
+        scalars = (self.rows, self.sums, self.turns, self.inherited, self.limit)
         if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in scalars):
             raise ValueError("the form's scalars must be finite and not negative")
         if rank and not np.linalg.eigvalsh(self.gram)[0] > 0:
@@ -219,16 +227,17 @@ class _Part:
     """What one piece of a block adds to a form."""
 
     gram: np.ndarray
-    energy: float
+    energy: np.ndarray  # of each column
     leaves: bool
     upper: np.ndarray
 
 
 def _spectral(matrix: np.ndarray) -> float:
     """Return a bound on the spectral norm of a matrix that is nowhere negative."""
-    return math.sqrt(float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max()))
+    product = float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max())
+    return min(math.sqrt(product), float(np.linalg.norm(matrix)))
 
 
 def _squared(error: float) -> float:
-    """Return the relative error of a square whose root has relative error ``error``."""
-    return 2 * error + error**2
+    """Return the relative error of a square whose root has relative error ``error``, from either side."""
+    return 1 / (1 - error) ** 2 - 1 if error < 1 else math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,10 +48,10 @@ class Triangle:
         return basis
 
     @cached_property
-    def null_level(self) -> float:
-        """The size of x N, relative to x, that is still rounding."""
+    def blur(self) -> np.ndarray:
+        """What rounding may leave of x N for an x of absolute values 1 in one column and 0 elsewhere, (D, D - r)."""
         rank, dim = self.matrix.shape
-        return float(np.linalg.norm(self.basis[:, rank:])) * bounds.null_level(dim)
+        return bounds.null_level(dim) * np.abs(self.basis[:, rank:])
 
     @cached_property
     def root(self) -> np.ndarray:
@@ -107,58 +106,59 @@ class Frame:
         both = x @ self.triangle.basis
         return both[:, : self.rank], both[:, self.rank :]
 
-    def leaves(self, outside: np.ndarray, norms: np.ndarray, tail: float) -> bool:
-        """Say whether a row with part ``outside`` and squared norm ``norms`` leaves the span by more than rounding."""
+    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray) -> bool:
+        """Say whether a row leaves the span by more than its own rounding and that of the rows behind ``tail``."""
         if self.triangle is None or not outside.size:
             return False
-        level = self.triangle.null_level * np.maximum(np.sqrt(norms), tail)
-        return not np.all(np.einsum("ij,ij->i", outside, outside) <= level**2)
+        return not np.all(np.abs(outside) <= (np.abs(x) + tail) @ self.triangle.blur)
 
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """Rows * 2^exponents on their way into a QR; ``tail`` is the root energy of the rows they stand for."""
+    """Rows * 2^exponents on their way into a QR; ``tail`` (D,) as in a form, in the same columns."""
 
     rows: np.ndarray
     exponents: np.ndarray
-    tail: float
-
-    def tail_at(self, exponents: np.ndarray) -> float:
-        """Return the tail when columns are measured in 2^exponents instead."""
-        used = self.rows.any(axis=0)
-        return self.tail * float(np.ldexp(1.0, (self.exponents - exponents)[used]).max(initial=0))
+    tail: np.ndarray
 
 
-def whitening_frame(parts: Sequence[Stacked]) -> tuple[Frame, float] | None:
+def whitening_frame(parts: Sequence[Stacked]) -> tuple[Frame, np.ndarray] | None:
     """Return the frame that whitens the stacked parts, and its tail; None if all are zero.
 
     Rows are sorted by norm, which makes Householder QR stable row by row, so one huge row does not blur the
-    small ones.  Pivot j is null when it is within the rounding of the rows that are left after the j largest;
-    the tail is the root energy of those.  Theory: 04, frames and resolution.
+    small ones.  The rows that elimination uses as pivots pass their rounding on to no other; the tail is the
+    root energy of all others in each column, and a pivot within its rounding is null.
+    Theory: 04, frames and resolution.
     """
     exponents = _joint_exponents(parts)
     if exponents is None:
         return None
     stack = np.vstack([np.ldexp(part.rows, part.exponents - exponents) for part in parts])
-    tail = math.hypot(*(part.tail_at(exponents) for part in parts))
+    tails = np.sum([np.ldexp(part.tail, part.exponents - exponents) ** 2 for part in parts], axis=0)
     norms = np.linalg.norm(stack, axis=1)
-    order = np.argsort(-norms, kind="stable")
-    matrix, pivots = scipy.linalg.qr(stack[order], mode="r", pivoting=True, overwrite_a=True, check_finite=False)
+    stack = stack[np.argsort(-norms, kind="stable")]
+    matrix, pivots = scipy.linalg.qr(stack, mode="r", pivoting=True, check_finite=False)
+    # row i of the stack is row p[i] of L: the inverse permutation puts the pivot rows first
+    p = scipy.linalg.lu(stack[:, pivots], p_indices=True, check_finite=False)[0]
+    energies = np.square(stack[np.argsort(p)])
     diagonal = np.abs(np.diagonal(matrix))
-    left = np.append(np.sqrt(np.cumsum(norms[order][::-1] ** 2)[::-1] + tail**2), tail)[: len(diagonal) + 1]
-    null = np.flatnonzero(diagonal <= np.maximum(bounds.null_level(stack.shape[1]) * left[:-1], bounds.SMALLEST_PIVOT))
+    left = np.sqrt(np.cumsum(energies.sum(axis=1)[::-1])[::-1] + tails.sum())[: len(diagonal)]
+    null = np.flatnonzero(diagonal <= np.maximum(bounds.null_level(stack.shape[1]) * left, bounds.SMALLEST_PIVOT))
     rank = int(null[0]) if null.size else len(diagonal)
-    return Frame(exponents, Triangle(np.triu(matrix[:rank]), np.asarray(pivots, np.int64))), float(left[rank])
+    triangle = Triangle(np.triu(matrix[:rank]), np.asarray(pivots, np.int64))
+    return Frame(exponents, triangle), np.sqrt(energies[rank:].sum(axis=0) + tails)
 
 
 def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
-    """Return for each column the power of two of its largest entry over all parts; None if all are zero."""
+    """Return for each column the power of two of its norm over all parts; None if all are zero."""
     never = -(2**20)
-    each = []
-    for part in parts:
-        largest = np.abs(part.rows).max(axis=0, initial=0)
-        each.append(np.where(largest > 0, np.frexp(largest)[1] + part.exponents, never))
-    joint = np.max(each, axis=0)
+    largest = [np.abs(part.rows).max(axis=0, initial=0) for part in parts]
+    tops = [
+        np.where(top > 0, np.frexp(top)[1] + part.exponents, never) for top, part in zip(largest, parts, strict=True)
+    ]
+    joint = np.max(tops, axis=0)
     if np.all(joint == never):
         return None
-    return np.where(joint == never, 0, np.clip(joint, -1000, 1000)).astype(np.int64)
+    joint = np.where(joint == never, 0, joint)
+    energy = sum(np.square(np.ldexp(part.rows, part.exponents - joint)).sum(axis=0) for part in parts)
+    return np.clip(joint + np.frexp(np.sqrt(energy))[1], -1000, 1000).astype(np.int64)

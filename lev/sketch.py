@@ -118,7 +118,10 @@ class Sketch:
 
     @property
     def resolution(self) -> float:
-        """rho: the guarantee is for queries with ||K q|| >= rho ||K|| ||q||.  Theory: 04, resolution."""
+        """rho: a weight w is held if sqrt(w) >= sqrt(epsilon) + rho ||K|| ||q|| / ||K q||.  Theory: 04, resolution.
+
+        Nothing is hidden while the keys have full rank in float64.
+        """
         return bounds.resolution(self._form.frame.dim)
 
     def __repr__(self) -> str:
@@ -378,7 +381,7 @@ class Sketch:
         fields = {name: getattr(self, name) for name in _ARGUMENTS}
         fields |= {name: getattr(form, name) for name in _FORM_SCALARS}
         fields |= {"next": self._ids.following, "spans": self._ids.spans, "dropped": settled._dropped}
-        tensors = {"form.gram": form.gram, "form.exponents": form.frame.exponents}
+        tensors = {"form.gram": form.gram, "form.tail": form.tail, "form.exponents": form.frame.exponents}
         if form.frame.triangle is not None:
             tensors |= {"form.triangle": form.frame.triangle.matrix, "form.pivots": form.frame.triangle.pivots}
         tensors |= {"kept.ids": rows.ids, "kept.keys": rows.keys, "kept.upper": rows.upper}
@@ -403,7 +406,8 @@ class Sketch:
         if "form.triangle" in tensors:
             triangle = Triangle(tensors["form.triangle"], tensors["form.pivots"])
         scalars = {name: fields[name] for name in _FORM_SCALARS}
-        sketch._form = Form(Frame(tensors["form.exponents"], triangle), tensors["form.gram"], **scalars)
+        frame = Frame(tensors["form.exponents"], triangle)
+        sketch._form = Form(frame, tensors["form.gram"], tensors["form.tail"], **scalars)
         sketch._form.check(sketch.dim + sketch.intercept)
         sketch._judge = sketch._form.factor()
         keys, ids, upper = (tensors[f"kept.{name}"] for name in ("keys", "ids", "upper"))
@@ -426,7 +430,7 @@ class Sketch:
 
 
 _ARGUMENTS = ("dim", "epsilon", "p", "heads", "decay", "payload_dim", "intercept")
-_FORM_SCALARS = ("rows", "sums", "tail", "inherited", "limit")
+_FORM_SCALARS = ("rows", "sums", "turns", "inherited", "limit")
 
 
 def load(path: str | os.PathLike[str]) -> Sketch:

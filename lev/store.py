@@ -8,11 +8,12 @@ A sketch file is a safetensors file whose only metadata key, ``lev``, is JSON wi
 ``next``        the id that the next row gets by default
 ``spans``       [first, last + 1] of each run of ids that were given by default
 ``dropped``     the largest bound any row had when it was dropped
-``rows, sums, tail, inherited, limit``    the scalars of ``lev.form.Form``, with the same names
+``rows, sums, turns, inherited, limit``    the scalars of ``lev.form.Form``, with the same names
 
 and whose tensors are
 
 ``form.gram``       (r, r) float64, the Gram matrix in the form's frame
+``form.tail``       (D,) float64, the root energy in each column of the rows whose rounding blurs the form
 ``form.exponents``  (D,) int64, powers of two of the columns; D = dim, or dim + 1 with an intercept
 ``form.triangle``   (r, D) float64 and ``form.pivots`` (D,) int64, the R factor and its columns; absent in an
                     identity frame

@@ -52,12 +52,12 @@ def leverage(keys):
     return [dot(query, row) for query, row in zip(queries, rows, strict=True)], queries
 
 
-def visible(keys, query, resolution):
-    """Say whether ||Kq|| >= resolution ||K||_F ||q||, the range in which a float64 sketch gives its word."""
+def blur(keys, query, resolution):
+    """Return resolution ||K||_F ||q|| / ||Kq||: how far below its root a float64 sketch may see a weight of q."""
     rows = exact(keys)
     mass = sum(dot(row, query) ** 2 for row in rows)
     size = sum(dot(row, row) for row in rows) * dot(query, query)
-    return mass >= Fraction(resolution) ** 2 * size
+    return resolution * float(size / mass) ** 0.5 if mass else 0.0
 
 
 def rank(keys):

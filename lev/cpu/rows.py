@@ -27,7 +27,7 @@ def widen(rows, scale, out, norms):
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def screen(parts, y_norms, x_norms, values, following, gain, pad, slack, out):
+def screen(parts, y_norms, x_norms, values, following, gain, pad, growth, out):
     """Write into ``out`` an upper bound on the score of each row that is not yet in the form.
 
     ``parts`` (m, w) are a row's components z along the w weakest eigenvectors over their root eigenvalues
@@ -44,6 +44,6 @@ def screen(parts, y_norms, x_norms, values, following, gain, pad, slack, out):
         blur = 2 * gain * np.sqrt(y_norms[i] * x_norms[i]) + gain * gain * x_norms[i]
         bound += (max(y_norms[i] - seen, 0.0) + blur) / following
         root = np.sqrt(bound) + pad * np.sqrt(x_norms[i])
-        odds = root * root * (1 + slack)
+        odds = root * root * growth
         # float32 overflow gives NaN or infinity here, which must pass
-        out[i] = odds / (1 + odds) if odds < 1e300 else 1.0
+        out[i] = min(odds / (1 + odds) * (1 + 2.0**-52), 1.0) if odds < 1e300 else 1.0
