@@ -113,7 +113,7 @@ def kernels_of(array: object) -> ModuleType:
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
 
 
-PIECE = 4096
+PIECE = 2048
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,12 @@ class Factor:
     def rank(self) -> int:
         return len(self.values)
 
+    @cached_property
+    def full(self) -> np.ndarray:
+        """T W, (D, r), for rows in the frame's columns."""
+        triangle = self.frame.triangle
+        return self.whiten if triangle is None else triangle.whitener @ self.whiten
+
     def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): the leverage score of each row lies between."""
         lower, upper = zip(*backend.run(self._bracket, backend.pieces(rows)), strict=True)
@@ -48,39 +55,41 @@ class Factor:
     def width(self, epsilon: float) -> int:
         """Return how many of the weakest eigenvectors make a filter that few rows pass.
 
-        Against w eigenvectors a typical row is bounded by (w + sum of the other eigenvalues / the next) / rows;
-        all r of them give the score itself.  Cost: 2 d w operations a row.
+        Over ``rows`` rows like those so far the bound by w eigenvectors has mean (w + sum_{i>w} l_i / l_w) / rows
+        and, for Gaussian rows, variance 2 (w + sum_{i>w} l_i^2 / l_w^2) / rows^2: take the first w whose mean and
+        three deviations stay below epsilon.  Cost: 2 d w operations a row, and 2 d r more for a row that passes.
         """
-        rest = np.cumsum(self.values[::-1])[::-1]
-        typical = (np.arange(self.rank) + rest / self.values) / max(self.rows, 1)
-        few = np.flatnonzero(typical <= 0.6 * epsilon)
+        mean, variance = (
+            np.arange(self.rank) + np.cumsum(powers[::-1])[::-1] / powers for powers in (self.values, self.values**2)
+        )
+        few = np.flatnonzero(mean + 3 * np.sqrt(2 * variance) <= epsilon * self.rows)
         return int(few[0]) if few.size else self.rank
 
     def filter(self, width: int, dtype: np.dtype) -> Filter:
-        """Return the bound by the ``width`` weakest eigenvectors, in float32 for float32 rows where that is safe."""
-        frame = self.frame
-        weak = frame.whitener @ self.whiten[:, :width]
+        """Return the bound by the ``width`` weakest eigenvectors, in float32 for float32 rows where that is safe.
+
+        With z the row's components along them and l the eigenvalue that follows, the score is at most
+        sum (1 - l_i / l) z_i^2 + |y|^2 / l.  Theory: 04, sound filters.
+        """
+        frame, following = self.frame, self.values[width] if width < self.rank else math.inf
+        weak = self.full[:, :width] * np.sqrt(1 - self.values[:width] / following)
         single = dtype == np.float32 and frame.triangle is None and np.abs(frame.exponents).max() <= 60
-        unit = bounds.dot_error(frame.dim + 2, bounds.UNIT_SINGLE if single else bounds.UNIT)
-        turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.whitener))
+        unit = bounds.dot_error(frame.dim + 4, bounds.UNIT_SINGLE if single else bounds.UNIT)
+        turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.triangle.whitener))
         return Filter(
             probe=(frame.scale[:, None] * weak).astype(np.float32) if single else weak,
-            values=self.values,
-            following=self.values[width] if width < self.rank else math.inf,
-            gain=unit * (float(np.linalg.norm(weak * np.sqrt(self.values[:width]))) + turned),
-            pad=unit * float(np.linalg.norm(weak)) + self.reach,
-            growth=self.growth,
+            following=following,
+            pad=unit * (float(np.linalg.norm(weak)) + turned / math.sqrt(following)) + self.reach,
+            growth=self.growth * (1 + unit),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Filter:
-    """Upper bounds on the scores of rows that are not yet in a form.  Theory: 04, sound filters."""
+    """Upper bounds on the scores of rows that are not yet in a form."""
 
     probe: np.ndarray  # (D, w), for x, or float32 for the rows as they came
-    values: np.ndarray
     following: float
-    gain: float
     pad: float
     growth: float
 
@@ -92,7 +101,6 @@ class Filter:
         else:
             parts = x @ self.probe
         upper = np.empty(len(rows))
-        backend.kernels_of(rows).screen(
-            parts, y_norms, x_norms, self.values, self.following, self.gain, self.pad, self.growth, upper
-        )
+        kernels = backend.kernels_of(rows)
+        kernels.screen(parts, y_norms, x_norms, self.following, self.pad, self.growth, upper)
         return upper

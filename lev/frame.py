@@ -47,6 +47,11 @@ class Triangle:
         basis[self.pivots[rank:], rank:] = np.eye(dim - rank)
         return basis
 
+    @property
+    def whitener(self) -> np.ndarray:
+        """T, (D, r)."""
+        return self.basis[:, : self.rank]
+
     @cached_property
     def blur(self) -> np.ndarray:
         """What rounding may leave of x N for an x of absolute values 1 in one column and 0 elsewhere, (D, D - r)."""
@@ -84,11 +89,6 @@ class Frame:
     @cached_property
     def scale(self) -> np.ndarray:
         return np.ldexp(1.0, -self.exponents)
-
-    @property
-    def whitener(self) -> np.ndarray:
-        """T, (D, r)."""
-        return np.eye(self.dim) if self.triangle is None else self.triangle.basis[:, : self.rank]
 
     def widen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the scaled float64 rows x, (m, D), and their squared norms."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -52,15 +53,23 @@ def cores() -> int:
 
 
 def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-    """Return ``[task(part) for part in parts]``, a contiguous share of them on each core, in order."""
+    """Return ``[task(part) for part in parts]``, computed on all cores; each takes the next part when it is free."""
     parts = list(parts)
+    results: list = [None] * len(parts)
+    turn = itertools.count()
+
+    def work() -> None:
+        while (i := next(turn)) < len(parts):
+            results[i] = task(parts[i])
+
     with single_blas():
-        if len(parts) < 2 or cores() == 1:
-            return [task(part) for part in parts]
-        share = -(-len(parts) // cores())
-        shares = [parts[start : start + share] for start in range(0, len(parts), share)]
-        done = _pool(os.getpid()).map(lambda mine: [task(part) for part in mine], shares)
-        return [result for results in done for result in results]
+        helpers = [_pool(os.getpid()).submit(work) for _ in range(min(len(parts), cores()) - 1)]
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                helper.result()
+    return results
 
 
 @functools.cache
