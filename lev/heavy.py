@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from lev import backend
 from lev.checks import check_epsilon, check_power
 from lev.form import Form
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _CHUNK = 2**22  # numbers of one dense block of entries: 32 MB
 _NEVER = -(2**20)  # the power of two of zero
@@ -48,14 +51,13 @@ def heavy_hitters(form: Form, keys: np.ndarray, queries: np.ndarray, epsilon: fl
     rows, _ = form.frame.widen(keys)
     scaled, roots, _ = _roots(form, queries)
     keep = epsilon * (1 - min(form.factor().slack, 1.0))
-    step = max(1, _CHUNK // max(1, len(rows)))
-    blocks = []
-    for start in range(0, len(scaled), step):
-        root = roots[start : start + step, None]
-        entries = scaled[start : start + step] @ rows.T
-        entries = np.square(np.divide(entries, root, out=np.zeros_like(entries), where=root > 0))
-        blocks.append(sparse.csr_array(np.where(entries >= keep, np.minimum(entries, 1), 0)))
-    return _stack(blocks, len(rows))
+
+    def entries(part: slice) -> np.ndarray:
+        root, logits = roots[part, None], scaled[part] @ rows.T
+        weights = np.square(np.divide(logits, root, out=np.zeros_like(logits), where=root > 0))
+        return np.where(weights >= keep, np.minimum(weights, 1), 0)
+
+    return _sparse(entries, len(scaled), len(rows))
 
 
 def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sparse.csr_array:
@@ -71,26 +73,30 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
     array([[0.9, 0. , 0. ]])
     """
     epsilon, p = check_epsilon(epsilon), check_power(p)
-    keys, _ = backend.finite_matrix("keys", keys, None)
-    queries, _ = backend.finite_matrix("queries", queries, keys.shape[1])
-    exponents = np.frexp(np.abs(keys).max(axis=0, initial=0).astype(np.float64))[1]
-    keys = np.ldexp(keys.astype(np.float64), -exponents)
-    queries, _ = _scaled(queries.astype(np.float64), exponents)
-    step = max(1, _CHUNK // max(1, len(keys)))
-    blocks = []
-    for start in range(0, len(queries), step):
-        logits = np.abs(queries[start : start + step] @ keys.T)
+    keys = backend.finite_matrix("keys", keys, None)[0].astype(np.float64)
+    queries = backend.finite_matrix("queries", queries, keys.shape[1])[0].astype(np.float64)
+    exponents = np.frexp(np.abs(keys).max(axis=0, initial=0))[1]
+    keys, (queries, _) = np.ldexp(keys, -exponents), _scaled(queries, exponents)
+
+    def entries(part: slice) -> np.ndarray:
+        logits = np.abs(queries[part] @ keys.T)
         largest = logits.max(axis=1, initial=0, keepdims=True)
         powers = np.divide(logits, largest, out=np.zeros_like(logits), where=largest > 0) ** p
         total = powers.sum(axis=1, keepdims=True)
-        entries = np.divide(powers, total, out=powers, where=total > 0)
-        blocks.append(sparse.csr_array(np.where(entries >= epsilon, entries, 0)))
-    return _stack(blocks, len(keys))
+        weights = np.divide(powers, total, out=powers, where=total > 0)
+        return np.where(weights >= epsilon, weights, 0)
+
+    return _sparse(entries, len(queries), len(keys))
 
 
-def _stack(blocks: list[sparse.csr_array], width: int) -> sparse.csr_array:
+def _sparse(entries: Callable[[slice], np.ndarray], height: int, width: int) -> sparse.csr_array:
+    """Return the (height, width) CSR array of which ``entries`` gives some dense rows at a time."""
+    from scipy import sparse  # a fifth of a second that `import lev` need not spend
+
+    step = max(1, _CHUNK // max(1, width))
+    blocks = [sparse.csr_array(entries(slice(start, start + step))) for start in range(0, height, step)]
     if not blocks:
-        return sparse.csr_array((0, width))
+        return sparse.csr_array((height, width))
     stacked = sparse.csr_array(sparse.vstack(blocks, format="csr"))
     stacked.sort_indices()
     return stacked

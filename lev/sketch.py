@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from lev import backend, bounds, heavy, store
 from lev.checks import check_epsilon, check_integer, check_square
@@ -22,6 +21,9 @@ from lev.frame import Frame, Triangle
 from lev.ids import Ids
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
 
@@ -293,7 +295,7 @@ class Sketch:
         width = self._ids.following if width is None else check_integer("width", width, least)
         keys, ids = backend.intake("keys", members.keys)[0], backend.intake("indices", members.indices)[0]
         found = heavy.heavy_hitters(self._settle()._form, keys, queries, members.epsilon)
-        return sparse.csr_array((found.data, ids[found.indices], found.indptr), shape=(len(queries), width))
+        return type(found)((found.data, ids[found.indices], found.indptr), shape=(len(queries), width))
 
     def normalizer(self, queries: Any) -> tuple[Any, Any]:
         """Return (lower, upper), each float64 (m,): sum_l <q,k_l>^2 over all rows seen lies between.
