@@ -38,6 +38,7 @@ class Form:
     tail: np.ndarray  # (D,) root energy in each column of the rows whose rounding blurs the form
     rows: int = 0
     sums: int = 0  # Gram products added since the frame was made
+    excuse: float = 0.0  # what rows that were not charged for their rounding cost the others, relative to a row
     turns: int = 0  # QR factorisations that the rows went through, each with rounding of its own
     inherited: float = 0.0  # relative margin that earlier frames left behind
     limit: float = bounds.margin(np.dtype(np.float32))  # what the widest input so far asks of the margin
@@ -72,7 +73,7 @@ class Form:
             gram=self.gram + sum(part.gram for part in parts),
             rows=self.rows + len(block),
             sums=self.sums + len(parts),
-            tail=np.hypot(self.tail, np.sqrt(energy)),
+            tail=np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy)),
         )
         if not np.isfinite(energy).all() or any(part.leaves for part in parts) or not grown._sound(judge):
             return form._through_qr(block), None
@@ -91,7 +92,7 @@ class Form:
                 upper[passed] = np.minimum(upper[passed], fine(some, some, x_norms[passed], y_norms[passed]))
             gram = y.T @ y
             energy = np.diagonal(gram) if y is x else np.einsum("ij,ij->j", x, x)
-            return _Part(gram, energy, self.frame.leaves(x, outside, self.tail), upper)
+            return _Part(gram, energy, self.frame.leaves(x, outside, self.tail, self.excuse), upper)
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
@@ -115,10 +116,10 @@ class Form:
         whole or row by row; the second is far better when the rows differ in size by many orders.
         """
         unit, margin = bounds.dot_error(self.frame.dim), self._gram_margin(values[0])
-        tail, triangle = float(np.linalg.norm(self.tail)), self.frame.triangle
+        tail, excused, triangle = float(np.linalg.norm(self.tail)), self.turns * self.excuse, self.frame.triangle
         if triangle is None:
-            reach = unit * _spectral(np.abs(whiten))
-            return reach, margin + _squared((1 + self.turns) * reach * tail)
+            once = unit * _spectral(np.abs(whiten))
+            return (1 + excused) * once, margin + _squared((1 + self.turns) * once * tail)
         inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
         product = inverse @ np.abs(whiten)
         once = unit * _spectral(product)
@@ -126,7 +127,8 @@ class Form:
         whole = gap + _squared((1 + self.turns) * once * tail)
         turned = once + unit * _spectral(inverse @ (square @ product))
         each = _squared((turned + self.turns * once) * tail)
-        return (2 * once, margin + whole) if whole <= each else (turned + once, margin + each)
+        own = 2 * once if whole <= each else turned + once
+        return own + excused * once, margin + min(whole, each)
 
     def _gram_margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
@@ -157,8 +159,9 @@ class Form:
         rows, limit = self.rows + other.rows, min(self.limit, other.limit)
         if not (self.rank and other.rank):
             return replace(self if self.rank else other, rows=rows, limit=limit)
-        turns = max(self.turns, other.turns)
-        both = replace(self, rows=rows, limit=limit, tail=np.hypot(self.tail, other.tail), turns=turns)
+        turns, excuse = max(self.turns, other.turns), max(self.excuse, other.excuse)
+        tail = np.hypot(self.tail, other.tail)
+        both = replace(self, rows=rows, limit=limit, tail=tail, turns=turns, excuse=excuse)
         plain = self.frame.triangle is None and other.frame.triangle is None
         if plain and np.array_equal(self.frame.exponents, other.frame.exponents):
             inherited, sums = max(self.inherited, other.inherited), self.sums + other.sums + 1
@@ -185,12 +188,12 @@ class Form:
 
     def _reframed(self, parts: Sequence[Stacked]) -> Form:
         """Return this form as the whitened form of the stacked parts."""
-        found = whitening_frame(parts)
+        found = whitening_frame(parts, self.excuse)
         if found is None:
             return self
-        frame, tail = found
-        whitened = replace(self, frame=frame, gram=np.eye(frame.rank), sums=0, tail=tail, turns=self.turns + 1)
-        return whitened.simplified()
+        frame, tail, excuse = found
+        whitened = replace(self, frame=frame, gram=np.eye(frame.rank), sums=0, tail=tail, excuse=excuse)
+        return replace(whitened, turns=self.turns + 1).simplified()
 
     def simplified(self) -> Form:
         """Return the form in the identity frame if its Gram matrix is accurate enough there, with room to grow."""
@@ -215,7 +218,7 @@ class Form:
             raise ValueError("the form's rank or exponents are out of range")
         if triangle is not None and not np.array_equal(np.sort(triangle.pivots), np.arange(dim)):
             raise ValueError("pivots must be a permutation")
-        scalars = (self.rows, self.sums, self.turns, self.inherited, self.limit)
+        scalars = (self.rows, self.sums, self.excuse, self.turns, self.inherited, self.limit)
         if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in scalars):
             raise ValueError("the form's scalars must be finite and not negative")
         if rank and not np.linalg.eigvalsh(self.gram)[0] > 0:

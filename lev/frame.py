@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 import scipy.linalg
 
 from lev import backend, bounds
+
+_DWARFED = 2.0**-10  # rows are only worth an excuse when they dwarf what is left
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +109,11 @@ class Frame:
         both = x @ self.triangle.basis
         return both[:, : self.rank], both[:, self.rank :]
 
-    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray) -> bool:
+    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> bool:
         """Say whether a row leaves the span by more than its own rounding and that of the rows behind ``tail``."""
         if self.triangle is None or not outside.size:
             return False
-        return not np.all(np.abs(outside) <= (np.abs(x) + tail) @ self.triangle.blur)
+        return not np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +125,11 @@ class Stacked:
     tail: np.ndarray
 
 
-def whitening_frame(parts: Sequence[Stacked]) -> tuple[Frame, np.ndarray] | None:
-    """Return the frame that whitens the stacked parts, and its tail; None if all are zero.
+def whitening_frame(parts: Sequence[Stacked], excuse: float) -> tuple[Frame, np.ndarray, float] | None:
+    """Return the frame that whitens the stacked parts, its tail and its excuse; None if all are zero.
 
     Rows are sorted by norm, which makes Householder QR stable row by row, so one huge row does not blur the
-    small ones.  The rows that elimination uses as pivots pass their rounding on to no other; the tail is the
-    root energy of all others in each column, and a pivot within its rounding is null.
+    small ones.  A pivot within the rounding of the rows that are charged is null.
     Theory: 04, frames and resolution.
     """
     exponents = _joint_exponents(parts)
@@ -135,18 +137,36 @@ def whitening_frame(parts: Sequence[Stacked]) -> tuple[Frame, np.ndarray] | None
         return None
     stack = np.vstack([np.ldexp(part.rows, part.exponents - exponents) for part in parts])
     tails = np.sum([np.ldexp(part.tail, part.exponents - exponents) ** 2 for part in parts], axis=0)
-    norms = np.linalg.norm(stack, axis=1)
-    stack = stack[np.argsort(-norms, kind="stable")]
+    stack = stack[np.argsort(-np.linalg.norm(stack, axis=1), kind="stable")]
     matrix, pivots = scipy.linalg.qr(stack, mode="r", pivoting=True, check_finite=False)
-    # row i of the stack is row p[i] of L: the inverse permutation puts the pivot rows first
+    # row i of the stack is row p[i] of L: the inverse permutation puts the rows that elimination pivots on first
     p = scipy.linalg.lu(stack[:, pivots], p_indices=True, check_finite=False)[0]
-    energies = np.square(stack[np.argsort(p)])
-    diagonal = np.abs(np.diagonal(matrix))
-    left = np.sqrt(np.cumsum(energies.sum(axis=1)[::-1])[::-1] + tails.sum())[: len(diagonal)]
-    null = np.flatnonzero(diagonal <= np.maximum(bounds.null_level(stack.shape[1]) * left, bounds.SMALLEST_PIVOT))
+    stack = stack[np.argsort(p)]
+    cut, excuse = _excused(stack[:, pivots], excuse)
+    tails += (1 + excuse) ** 2 * np.square(stack[cut:]).sum(axis=0)
+    diagonal, noise = np.abs(np.diagonal(matrix)), math.sqrt(tails.sum())
+    null = np.flatnonzero(diagonal <= max(bounds.null_level(stack.shape[1]) * noise, bounds.SMALLEST_PIVOT))
     rank = int(null[0]) if null.size else len(diagonal)
     triangle = Triangle(np.triu(matrix[:rank]), np.asarray(pivots, np.int64))
-    return Frame(exponents, triangle), np.sqrt(energies[rank:].sum(axis=0) + tails)
+    return Frame(exponents, triangle), np.sqrt(tails), excuse
+
+
+def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
+    """Return how many of the leading rows are not charged for their rounding, and what that costs the others.
+
+    The rounding of independent rows X is a common factor, X + E = X (I + X^-1 E), which scores do not see; any
+    other row x then is off by at most |x| g u, g = || |X^-1| |X| ||.  That pays where X dwarfs the rest.
+    """
+    norms = np.linalg.norm(rows, axis=1)
+    left = np.sqrt(np.cumsum(norms[::-1] ** 2)[::-1])
+    best, cut, paid = (1 + excuse) * left[0], 0, excuse
+    for j in range(1, min(rows.shape[0], rows.shape[1] + 1)):
+        if not 0 < left[j] <= _DWARFED * left[j - 1]:
+            continue
+        gain = max(excuse, float(np.linalg.norm(np.abs(np.linalg.inv(rows[:j, :j])) @ norms[:j])))
+        if (1 + gain) * left[j] < best / 2:
+            best, cut, paid = (1 + gain) * left[j], j, gain
+    return cut, paid
 
 
 def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:

@@ -122,7 +122,7 @@ class Sketch:
     def resolution(self) -> float:
         """rho: a weight w is held if sqrt(w) >= sqrt(epsilon) + rho ||K|| ||q|| / ||K q||.  Theory: 04, resolution.
 
-        Nothing is hidden while the keys have full rank in float64.
+        The last term is only that large where the keys are nearly dependent, and their weak directions dropped.
         """
         return bounds.resolution(self._form.frame.dim)
 
@@ -432,7 +432,7 @@ class Sketch:
 
 
 _ARGUMENTS = ("dim", "epsilon", "p", "heads", "decay", "payload_dim", "intercept")
-_FORM_SCALARS = ("rows", "sums", "turns", "inherited", "limit")
+_FORM_SCALARS = ("rows", "sums", "excuse", "turns", "inherited", "limit")
 
 
 def load(path: str | os.PathLike[str]) -> Sketch:

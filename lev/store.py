@@ -8,7 +8,7 @@ A sketch file is a safetensors file whose only metadata key, ``lev``, is JSON wi
 ``next``        the id that the next row gets by default
 ``spans``       [first, last + 1] of each run of ids that were given by default
 ``dropped``     the largest bound any row had when it was dropped
-``rows, sums, turns, inherited, limit``    the scalars of ``lev.form.Form``, with the same names
+``rows, sums, excuse, turns, inherited, limit``    the scalars of ``lev.form.Form``, with the same names
 
 and whose tensors are
 

@@ -28,12 +28,11 @@ def sketch_of(keys, epsilon, positions=None, **arguments):
 def assert_universal(found, keys, sketch):
     """Hold a universal set to the exact scores: nothing missed, nothing extra if exact, every bound above."""
     scores, queries = naive.leverage(keys)
-    deficient = sketch.rank < keys.shape[1]
     members = dict(zip(found.indices.tolist(), found.scores.tolist(), strict=True))
     for j, (score, query) in enumerate(zip(scores, queries, strict=True)):
-        # blur is what the sketch itself says it cannot see: nothing, but for nearly dependent keys
-        blur = naive.blur(keys, query, sketch.resolution) if deficient else 0
-        seen = max(0.0, float(score) ** 0.5 - blur) ** 2 if blur else score
+        # blur is what the sketch itself says it cannot see: it only matters for nearly dependent keys
+        blur = naive.blur(keys, query, sketch.resolution)
+        seen = score if blur < 1e-9 else max(0.0, float(score) ** 0.5 - blur) ** 2
         if seen >= found.epsilon:
             assert j in members, f"missed key {j} with score {float(score)}"
         assert float(seen) <= members.get(j, found.omitted) * (1 + 2**-52)

@@ -214,6 +214,14 @@ def test_merging_takes_the_larger_epsilon():
     assert left.universal_set().indices.tolist() == [123]
 
 
+def test_merged_ids_go_on_after_the_largest_and_are_known():
+    left, right = lev.Sketch(4, 0.1).update(KEYS[:300]), lev.Sketch(4, 0.1, start=300).update(KEYS[300:])
+    left.merge(right)
+    with pytest.raises(ValueError, match="has seen already"):
+        left.merge(lev.Sketch(4, 0.1, start=650).update(KEYS[:5]))
+    assert left.update(KEYS[:1] * 1e3).universal_set().indices.tolist() == [123, 700]
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -282,6 +290,17 @@ def test_the_universal_set_holds_what_it_says():
         found.top(-1)
     with pytest.raises(TypeError, match=r"k must be an integer; got 1\.5"):
         found.top(1.5)
+
+
+def test_a_key_that_rounding_leaves_undecided_is_kept_and_the_set_not_called_exact():
+    turn = np.linalg.qr(RNG.standard_normal((4, 4)))[0]
+    keys = RNG.standard_normal((500, 4)) * [1, 1e-3, 1e-6, 1e-10] @ turn
+    scores = lev.universal_set(keys, 0.01).scores
+    middle = np.sort(scores)[len(scores) // 2]
+    undecided = lev.universal_set(keys, middle)
+    assert not undecided.exact
+    assert undecided.scores.min() == middle
+    assert lev.universal_set(keys * [1, 1, 1, 0], 0.01).exact
 
 
 def test_top_k_takes_the_highest_and_says_what_it_leaves():

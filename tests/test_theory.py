@@ -276,6 +276,29 @@ def test_dependent_large_rows_are_charged():
         assert not below_the_truth(Form.empty(2).add(keys, None, 1.0)[0], keys)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-8, 1e-10, 1e-12])
+def test_nearly_dependent_rows_are_charged(size):
+    rng = np.random.default_rng(0)
+    first = Form.empty(2).add
+
+    for _ in range(20):
+        large, part = rng.uniform(0.5, 1, 2), rng.uniform(0.5, 1)
+        across = size * np.array([-large[1], large[0]])
+        pair, small = np.array([large, part * large + across]), np.array([0.9 * across, 0.3 * across])
+        keys = np.vstack([pair, small])
+        before = first(pair, None, 1.0)[0]
+        forms = [
+            first(keys, None, 1.0)[0],
+            before._through_qr(small),
+            before.add(small, before.factor(), 1e-9)[0],
+            before.merge(first(small + [[0, 0], 0.2 * size * large], None, 1.0)[0]),
+        ]
+        for form in forms[:3]:
+            assert not below_the_truth(form, keys)
+        keys[3] += 0.2 * size * large
+        assert not below_the_truth(forms[3], keys)
+
+
 def test_merged_small_sketches_are_charged():
     rng = np.random.default_rng(0)
     for _ in range(20):
