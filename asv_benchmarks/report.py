@@ -1,7 +1,7 @@
 """Measure everything in one command and write the figures, with the machine, the date and the versions.
 
-    python asv_benchmarks/report.py            all, about ten minutes on two cores
-    LEV_BENCH_QUICK=1 python asv_benchmarks/report.py --stdout     a pass that only proves that it runs
+python asv_benchmarks/report.py            all, about ten minutes on two cores
+LEV_BENCH_QUICK=1 python asv_benchmarks/report.py --stdout     a pass that only proves that it runs
 """
 
 import argparse
