@@ -1,6 +1,7 @@
 """lev: which keys can ever receive heavy attention, in one pass, with proof that none was missed."""
 
 from lev.heavy import heavy_entries
+from lev.lewis import NotConverged, lewis_weights, sensitivities
 from lev.scores import leverage_scores
 from lev.sketch import Sketch, load, merge, universal_set
 from lev.store import SketchFileError
@@ -17,6 +18,9 @@ __all__ = [
     "SketchFileError",
     # one shot
     "leverage_scores",
+    "lewis_weights",
+    "sensitivities",
     "universal_set",
     "heavy_entries",
+    "NotConverged",
 ]

@@ -37,15 +37,23 @@ class Factor:
 
     def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): the leverage score of each row lies between."""
-        lower, upper = zip(*backend.run(self._bracket, backend.pieces(rows)), strict=True)
-        return np.concatenate(lower), np.concatenate(upper)
-
-    def _bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x, norms = self.frame.widen(rows)
-        y, _ = self.frame.coordinates(x)
-        root, pad = np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
+        root, pad = self._roots(rows)
         lower = np.maximum(root - pad, 0) ** 2 * max(0.0, 1 - self.slack)
         return np.minimum(lower, 1), np.minimum((root + pad) ** 2 * self.growth, 1)
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Return the leverage score of each row, float64 (m,), as computed."""
+        return np.minimum(self._roots(rows)[0] ** 2, 1)
+
+    def _roots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ||y W||, (m,), and what rounding may have made of it."""
+        roots, pads = zip(*backend.run(self._piece_roots, backend.pieces(rows)), strict=True)
+        return np.concatenate(roots), np.concatenate(pads)
+
+    def _piece_roots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, norms = self.frame.widen(rows)
+        y, _ = self.frame.coordinates(x)
+        return np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
 
     @property
     def growth(self) -> float:
@@ -57,12 +65,12 @@ class Factor:
 
         Over ``rows`` rows like those so far the bound by w eigenvectors has mean (w + sum_{i>w} l_i / l_w) / rows
         and, for Gaussian rows, variance 2 (w + sum_{i>w} l_i^2 / l_w^2) / rows^2: take the first w whose mean and
-        three deviations stay below epsilon.  Cost: 2 d w operations a row, and 2 d r more for a row that passes.
+        four deviations stay below epsilon.  Cost: 2 d w operations a row, and 2 d r more for a row that passes.
         """
         mean, variance = (
             np.arange(self.rank) + np.cumsum(powers[::-1])[::-1] / powers for powers in (self.values, self.values**2)
         )
-        few = np.flatnonzero(mean + 3 * np.sqrt(2 * variance) <= epsilon * self.rows)
+        few = np.flatnonzero(mean + 4 * np.sqrt(2 * variance) <= epsilon * self.rows)
         return int(few[0]) if few.size else self.rank
 
     def filter(self, width: int, dtype: np.dtype) -> Filter:

@@ -47,5 +47,4 @@ def _scores(keys: np.ndarray) -> np.ndarray:
             raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
         if upper is None:
             judge = form.factor()
-    lower, upper = form.factor().bracket(keys)
-    return (lower + upper) / 2
+    return form.factor().scores(keys)

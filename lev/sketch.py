@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lev import backend, bounds, heavy, store
-from lev.checks import check_epsilon, check_integer, check_square
+from lev.checks import check_epsilon, check_integer, check_power, check_square
 from lev.factor import Factor
 from lev.form import Form, NonFiniteRow
 from lev.frame import Frame, Triangle
 from lev.ids import Ids
+from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
@@ -463,7 +464,8 @@ def merge(sketches: Iterable[Sketch]) -> Sketch:
 def universal_set(keys: Any, epsilon: float, p: float = 2.0) -> UniversalSet:
     """Return the universal set of all keys at once: those with sensitivity >= epsilon.
 
-    ``keys`` is (n, d).  Guarantee and cost as for :class:`Sketch`.  Raises TypeError and ValueError.
+    ``keys`` is (n, d).  Guarantee and cost as for :class:`Sketch` or, for p != 2, as for
+    :func:`lev.lewis.lp_universal_set`.  Raises TypeError, ValueError and, for p != 2, NotConverged.
 
     >>> import lev
     >>> lev.universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5).indices
@@ -472,6 +474,8 @@ def universal_set(keys: Any, epsilon: float, p: float = 2.0) -> UniversalSet:
     array, family = backend.matrix("keys", keys, None)
     if array.shape[1] == 0:
         raise ValueError(f"keys must have at least one column; got shape {array.shape}")
+    if check_power(p) != 2:
+        return lp_universal_set(keys, epsilon, p)
     sketch = Sketch(array.shape[1], epsilon, p).update(array)
     sketch._family = family
     return sketch.universal_set()

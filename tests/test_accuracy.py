@@ -5,6 +5,7 @@ import itertools
 import naive
 import numpy as np
 import pytest
+from strategies import FAMILIES
 
 import lev
 from lev import bounds
@@ -92,6 +93,13 @@ def test_a_rank_jump_late_in_the_stream_is_seen():
     assert sketch.rank == 10
     truth = naive.orthonormal_scores(keys)
     assert set(sketch.universal_set().indices) == set(np.flatnonzero(truth >= 0.01))
+
+
+@pytest.mark.parametrize("family", ["one_huge", "graded", "growing", "columns_apart", "subnormal"])
+def test_scores_of_rows_far_apart_sum_to_the_rank(family):
+    keys = FAMILIES[family](np.random.default_rng(5), 40, 4)
+    truth = np.array([float(score) for score in naive.leverage(keys)[0]])
+    np.testing.assert_allclose(lev.leverage_scores(keys), truth, rtol=1e-6, atol=1e-9)
 
 
 def test_leverage_scores_take_leading_axes():

@@ -1,0 +1,223 @@
+"""Any power p: Lewis weights, certified sensitivities, and the universal set of all keys at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from lev import backend, bounds
+from lev.checks import check_epsilon, check_power
+from lev.eliminate import Coordinates, eliminate
+from lev.refine import refine, triangle_of
+from lev.universal import UniversalSet
+
+_SETTLED = 1e-11  # relative residual of a fixed point, times 2 / p for p < 2, which it may grow to in the weights
+_MOST_ROUNDS = 20_000
+_TOLERANCE = 1e-6
+
+
+class NotConverged(ArithmeticError):
+    """An iteration ended before its residual was small enough; no result is returned."""
+
+
+def lewis_weights(keys: Any, p: float) -> Any:
+    """Return the l_p Lewis weights w of the keys: w_j = (k_j^T (K^T W^{1-2/p} K)^+ k_j)^{p/2}.
+
+    ``keys`` is (n, d), any real dtype; the result is float64 (n,) in the same array family.  The weights lie in
+    [0, 1] and sum to the rank r; zero keys have weight 0; for p = 2 they are the leverage scores.  With
+    c = r^|p/2 - 1| the sensitivity of key j is between w_j / c and w_j for p <= 2, and between w_j and c w_j for
+    p >= 2.  Guarantee: the fixed point holds to a relative residual of 1e-11 for keys that are, row by row, within
+    about 2^-53 cond(K) of those given; the iteration converges for every p.
+    Cost: O(n d^2) a round, about 7 max(p, 4 / p) rounds.
+    Raises TypeError and ValueError for bad input, NotConverged (an ArithmeticError) where rounding, or a p far
+    from 2, keeps the residual up.  Theory: 05, Lewis weights.
+
+    >>> import lev
+    >>> lev.lewis_weights([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 4).round(12)
+    array([1. , 0.5, 0.5])
+    """
+    array, family, p = *_intake(keys), check_power(p)
+    found = eliminate(array)
+    return family.out(found.spread(np.exp(_log_weights(found, p))))
+
+
+def sensitivities(keys: Any, p: float, rows: Any = None, *, tolerance: float = _TOLERANCE) -> tuple[Any, Any]:
+    """Return (lower, upper), each float64 (m,): proved bounds on max_q |<q,k_j>|^p / sum_l |<q,k_l>|^p.
+
+    ``keys`` is (n, d), any real dtype, and ``rows`` (m,) the indices of the keys asked for, by default all.
+    Guarantee: lower <= sensitivity <= upper, rounding included, but directions below
+    :func:`lev.bounds.resolution` count as null.  For p >= 1 bounds are refined until
+    lower >= (1 - tolerance) upper; where rounding forbids that, or the rounds run out (p near 1 or above 6), the
+    bracket stays wider.  For p < 1 the upper end is the Lewis weight and the lower end what some query gives, at
+    worst a factor r^{1-p/2} below.
+    Cost: Lewis weights once, then O(n d^2) a round and 5 to 60 rounds for each row (p = 1: a linear program).
+    Raises TypeError and ValueError for bad input, NotConverged as :func:`lewis_weights` does.
+    Theory: 05, certificates and duality.
+
+    >>> import lev
+    >>> lower, upper = lev.sensitivities([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], 1)
+    >>> lower.round(6), upper.round(6)
+    (array([0.5, 0.5, 0.5]), array([0.5, 0.5, 0.5]))
+    """
+    array, family, p = *_intake(keys), check_power(p)
+    tolerance = _check_tolerance(tolerance)
+    asked = np.arange(len(array)) if rows is None else _check_rows(rows, len(array))
+    lower, upper = _brackets(array, p, asked, lambda low, high: low >= (1 - tolerance) * high)
+    return family.out(lower[asked]), family.out(upper[asked])
+
+
+def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
+    """Return the universal set of all keys at once for any p: those with sensitivity >= epsilon.
+
+    ``keys`` is (n, d), any real dtype.  Guarantee: every key that any query can give a weight of epsilon is in it,
+    rounding included, as for :func:`lev.sensitivities`; rows that their bracket leaves undecided are kept.
+    Cost: Lewis weights once, then O(n d^2) a round for each row whose Lewis weight leaves it undecided.
+    Raises TypeError and ValueError for bad input, NotConverged as :func:`lev.lewis_weights` does.
+    Theory: 05, certificates and duality.
+
+    >>> import lev
+    >>> lev.lewis.lp_universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5, 4.0).indices
+    array([0])
+    """
+    array, family, p = *_intake(keys), check_power(p)
+    epsilon = check_epsilon(epsilon)
+
+    def decided(low: float, high: float) -> bool:
+        return high < epsilon or low >= epsilon or low >= (1 - _TOLERANCE) * high
+
+    lower, upper = _brackets(array, p, np.arange(len(array)), decided)
+    member = upper >= epsilon
+    indices = np.flatnonzero(member)
+    return UniversalSet(
+        indices=family.out(indices),
+        keys=family.out(array[indices], rows=True),
+        scores=family.out(upper[indices]),
+        payload=None,
+        epsilon=epsilon,
+        p=p,
+        count=len(array),
+        exact=bool(np.all(lower[indices] >= epsilon * (1 - 2 * _TOLERANCE))),
+        omitted=float(upper[~member].max(initial=0.0)),
+    )
+
+
+# -- Lewis weights -----------------------------------------------------------------------------------------
+
+
+def _log_weights(found: Coordinates, p: float) -> np.ndarray:
+    """Return log w, (n,), of the rows found.  Raises NotConverged.
+
+    The steps are damped by 4 / (2 + p), the best there is near the fixed point, and should the residual once fail
+    to fall, by min(1, 2 / p), which is proved to converge from everywhere.  The logarithm of w^{2/p} is iterated:
+    the weights of graded rows may underflow.
+    """
+    if not found.rank:
+        return np.zeros(0)
+    log_roots = 2 / p * np.log(np.maximum(_leverages(found.rows, np.zeros(len(found.rows))), bounds.UNIT))
+    damping, before, residual = 4 / (2 + p), math.inf, math.inf
+    for _ in range(min(_MOST_ROUNDS, int(100 + 100 * max(p, 1 / p)))):
+        with np.errstate(divide="ignore"):
+            step = np.log(_leverages(found.rows, (p / 2 - 1) * log_roots)) - log_roots
+        residual = max(1.0, p / 2) * float(np.abs(step).max())
+        if residual <= _SETTLED:
+            return p / 2 * (log_roots + step)
+        if not residual < before:
+            damping = min(1.0, 2 / p)
+        log_roots, before = log_roots + damping * step, residual
+    raise NotConverged(f"the Lewis weights for p={p!r} did not converge: relative residual {residual:.1e}")
+
+
+def _triangle(rows: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return R and s with R^T R = exp(-2 s) K^T exp(log_weights) K; the scale s keeps all within range."""
+    shift = float(np.max(log_weights / 2 + np.log(np.abs(rows).max(axis=1))))
+    scaled = np.exp(log_weights / 2 - shift)[:, None] * rows
+    return triangle_of(scaled), shift
+
+
+def _roots(rows: np.ndarray, triangle: np.ndarray) -> np.ndarray:
+    """Return |R^{-T} k_j| of every row."""
+    return np.linalg.norm(scipy.linalg.solve_triangular(triangle, rows.T, trans=1, check_finite=False), axis=0)
+
+
+def _leverages(rows: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Return k_j^T (K^T exp(log_weights) K)^{-1} k_j of every row."""
+    triangle, shift = _triangle(rows, log_weights)
+    return np.square(_roots(rows, triangle)) * math.exp(-2 * shift)
+
+
+# -- brackets ----------------------------------------------------------------------------------------------
+
+
+def _brackets(
+    keys: np.ndarray, p: float, asked: np.ndarray, enough: Callable[[float, float], bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (lower, upper), (n,), by certificates and, for the rows asked for, refined until ``enough``."""
+    found = eliminate(keys)
+    log_weights = _log_weights(found, p)
+    lower, upper = _certificates(found, p, log_weights)
+    start = np.exp((1 - 2 / p) * (log_weights - log_weights.max(initial=-math.inf)))
+    for j in np.flatnonzero(np.isin(found.where, asked)):
+        if enough(lower[j], upper[j]):
+            continue
+        for low, high in refine(found, p, start, int(j)):
+            lower[j], upper[j] = max(lower[j], low), min(upper[j], high)
+            if enough(lower[j], upper[j]):
+                break
+    return found.spread(lower), found.spread(upper)
+
+
+def _certificates(found: Coordinates, p: float, log_v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return proved (lower, upper), (n,), from any positive v: a omega_j and b omega_j.
+
+    Of gamma^{2/p-1} and V^{p/2-1} the smaller is a, the larger b, with gamma = max omega / v and V = sum v.  Rounding
+    in the triangle costs a factor 1 - ``lost``, in the roots ``pad``.
+    """
+    n, rank = found.rows.shape
+    if not rank:
+        return np.zeros(0), np.zeros(0)
+    triangle, shift = _triangle(found.rows, (1 - 2 / p) * log_v)
+    inverse = float(np.linalg.norm(scipy.linalg.solve_triangular(triangle, np.eye(rank), check_finite=False)))
+    roots = _roots(found.rows, triangle)
+    pad = (found.blur + bounds.dot_error(4 * rank + 4) * found.norms) * inverse
+    scale = np.exp((0.5 - 1 / p) * log_v - shift)
+    lost = bounds.dot_error(n * rank) * float(np.linalg.norm(triangle)) + float(np.linalg.norm(scale * found.blur))
+    lost *= inverse
+    if not lost < 0.5:
+        return np.zeros(n), np.ones(n)
+    with np.errstate(divide="ignore"):
+        low, high = (p * (np.log(np.maximum(ends, 0)) - shift) for ends in (roots - pad, roots + pad))
+    ends = sorted(((2 / p - 1) * float((high - log_v).max()), (p / 2 - 1) * float(np.logaddexp.reduce(log_v))))
+    slack = bounds.dot_error(n + 16) * (1 + p) * (1 + np.abs(high) + abs(ends[0]) + abs(ends[1]))
+    lower = np.exp(low + ends[0] + p * math.log1p(-lost) - slack)
+    return lower, np.minimum(1.0, np.exp(high + ends[1] - p * math.log1p(-lost) + slack))
+
+
+# -- input -------------------------------------------------------------------------------------------------
+
+
+def _intake(keys: Any) -> tuple[np.ndarray, backend.Family]:
+    array, family = backend.finite_matrix("keys", keys, None)
+    if array.shape[1] == 0:
+        raise ValueError(f"keys must have at least one column; got shape {array.shape}")
+    return array, family
+
+
+def _check_rows(rows: Any, count: int) -> np.ndarray:
+    asked, _ = backend.intake("rows", rows)
+    if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
+        raise TypeError(f"rows must be a vector of integers; got dtype {asked.dtype} and shape {asked.shape}")
+    wrong = asked[(asked < 0) | (asked >= count)]
+    if wrong.size:
+        raise ValueError(f"rows must be in [0, {count}); got {int(wrong[0])}")
+    return asked.astype(np.int64)
+
+
+def _check_tolerance(tolerance: Any) -> float:
+    try:
+        return check_epsilon(tolerance)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("epsilon", "tolerance")) from None
