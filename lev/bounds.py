@@ -17,6 +17,15 @@ UNIT_SINGLE = 2.0**-24
 SMALLEST_PIVOT = 2.0**-450
 """Pivots below this, relative to the largest entry of their column, would overflow when inverted and squared."""
 
+DWARFED = 2.0**-10
+"""Rows are only excused from their rounding where what is left is smaller than this.  Theory: 04, QR row by row."""
+
+LEWIS_RESIDUAL = 1e-11
+"""Relative residual of a Lewis fixed point, times 2 / p for p < 2, which it may grow to in the weights."""
+
+BRACKET_TOLERANCE = 1e-6
+"""How close the two proved ends of a sensitivity are brought.  Theory: 05, duality."""
+
 
 def max_members(rank: float, epsilon: float) -> float:
     """Return the most keys that can have leverage score >= epsilon: rank / epsilon.

@@ -12,8 +12,6 @@ import scipy.linalg
 
 from lev import backend, bounds
 
-_DWARFED = 2.0**-10  # rows are only worth an excuse when they dwarf what is left
-
 
 @dataclass(frozen=True, eq=False)
 class Triangle:
@@ -161,7 +159,7 @@ def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
     left = np.sqrt(np.cumsum(norms[::-1] ** 2)[::-1])
     best, cut, paid = (1 + excuse) * left[0], 0, excuse
     for j in range(1, min(rows.shape[0], rows.shape[1] + 1)):
-        if not 0 < left[j] <= _DWARFED * left[j - 1]:
+        if not 0 < left[j] <= bounds.DWARFED * left[j - 1]:
             continue
         gain = max(excuse, float(np.linalg.norm(np.abs(np.linalg.inv(rows[:j, :j])) @ norms[:j])))
         if (1 + gain) * left[j] < best / 2:

@@ -15,9 +15,7 @@ from lev.eliminate import Coordinates, eliminate
 from lev.refine import refine, triangle_of
 from lev.universal import UniversalSet
 
-_SETTLED = 1e-11  # relative residual of a fixed point, times 2 / p for p < 2, which it may grow to in the weights
 _MOST_ROUNDS = 20_000
-_TOLERANCE = 1e-6
 
 
 class NotConverged(ArithmeticError):
@@ -45,7 +43,9 @@ def lewis_weights(keys: Any, p: float) -> Any:
     return family.out(found.spread(np.exp(_log_weights(found, p))))
 
 
-def sensitivities(keys: Any, p: float, rows: Any = None, *, tolerance: float = _TOLERANCE) -> tuple[Any, Any]:
+def sensitivities(
+    keys: Any, p: float, rows: Any = None, *, tolerance: float = bounds.BRACKET_TOLERANCE
+) -> tuple[Any, Any]:
     """Return (lower, upper), each float64 (m,): proved bounds on max_q |<q,k_j>|^p / sum_l |<q,k_l>|^p.
 
     ``keys`` is (n, d), any real dtype, and ``rows`` (m,) the indices of the keys asked for, by default all.
@@ -87,7 +87,7 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
     epsilon = check_epsilon(epsilon)
 
     def decided(low: float, high: float) -> bool:
-        return high < epsilon or low >= epsilon or low >= (1 - _TOLERANCE) * high
+        return high < epsilon or low >= epsilon or low >= (1 - bounds.BRACKET_TOLERANCE) * high
 
     lower, upper = _brackets(array, p, np.arange(len(array)), decided)
     member = upper >= epsilon
@@ -100,7 +100,7 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
         epsilon=epsilon,
         p=p,
         count=len(array),
-        exact=bool(np.all(lower[indices] >= epsilon * (1 - 2 * _TOLERANCE))),
+        exact=bool(np.all(lower[indices] >= epsilon * (1 - 2 * bounds.BRACKET_TOLERANCE))),
         omitted=float(upper[~member].max(initial=0.0)),
     )
 
@@ -123,7 +123,7 @@ def _log_weights(found: Coordinates, p: float) -> np.ndarray:
         with np.errstate(divide="ignore"):
             step = np.log(_leverages(found.rows, (p / 2 - 1) * log_roots)) - log_roots
         residual = max(1.0, p / 2) * float(np.abs(step).max())
-        if residual <= _SETTLED:
+        if residual <= bounds.LEWIS_RESIDUAL:
             return p / 2 * (log_roots + step)
         if not residual < before:
             damping = min(1.0, 2 / p)
