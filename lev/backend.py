@@ -100,7 +100,7 @@ def finite_matrix(name: str, array: Any, columns: int | None) -> tuple[np.ndarra
 def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
     """Raise ValueError that names the first row with NaN or infinity."""
     if not np.isfinite(rows).all():
-        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))[0])
         raise ValueError(f"{name} must be finite; row {row + offset} holds NaN or infinity")
 
 
@@ -117,9 +117,10 @@ PIECE = 2048
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
 
-def pieces(rows: np.ndarray) -> list[np.ndarray]:
-    """Return ``rows`` as views of at most PIECE rows, at least one."""
-    return [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
+def pieces(rows: np.ndarray, factors: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Return ``rows`` and their factors as views of at most PIECE rows, at least one."""
+    parts = [slice(start, start + PIECE) for start in range(0, max(len(rows), 1), PIECE)]
+    return [(rows[part], None if factors is None else factors[part]) for part in parts]
 
 
 def single_blas() -> AbstractContextManager[None]:

@@ -23,16 +23,24 @@ DWARFED = 2.0**-10
 LEWIS_RESIDUAL = 1e-11
 """Relative residual of a Lewis fixed point, times 2 / p for p < 2, which it may grow to in the weights."""
 
+SMALLEST_ODDS = 2.0**-1000
+"""What the odds of a row that is not zero are taken for at least: they may underflow, small powers of them do not."""
+
+SINGLE_BLUR = 0.1
+"""Float32 filters are only used while their rounding is less than this part of the mean score."""
+
 BRACKET_TOLERANCE = 1e-6
 """How close the two proved ends of a sensitivity are brought.  Theory: 05, duality."""
 
 
-def max_members(rank: float, epsilon: float) -> float:
-    """Return the most keys that can have leverage score >= epsilon: rank / epsilon.
+def max_members(total: float, epsilon: float, p: float = 2.0) -> float:
+    """Return the most keys that can have sensitivity >= epsilon: total^max(1, p/2) / epsilon.
 
-    Theory: 01, universal sets (the leverage scores sum to the rank).
+    ``total`` is the rank, or the sum of the weights that prove the bounds of a stream.
+    Theory: 01, universal sets (the leverage scores sum to the rank); 05, Lewis weights.
     """
-    return rank / epsilon
+    with np.errstate(over="ignore"):
+        return float(np.float64(total) ** max(1.0, p / 2) / epsilon)
 
 
 def dot_error(length: int, unit: float = UNIT) -> float:
@@ -41,6 +49,14 @@ def dot_error(length: int, unit: float = UNIT) -> float:
     Theory: 04, rounding margin.
     """
     return length * unit / (1 - length * unit)
+
+
+def power_error(p: float, terms: int = 0) -> float:
+    """Return the relative rounding error of p/2-th powers, per unit of their logarithms, and of sums of ``terms``.
+
+    Theory: 11, online Lewis weights and decay.
+    """
+    return dot_error(terms + 16) * (1 + p)
 
 
 def gram_error(length: int, sums: int) -> float:

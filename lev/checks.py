@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -23,12 +24,19 @@ def check_power(p: Any) -> float:
     return value
 
 
-def check_square(p: Any) -> float:
-    """Return p, which must be 2: the power for which streamed scores are built."""
-    value = check_power(p)
-    if value != 2:
-        raise ValueError(f"p must be 2.0 in this release; got {p!r}")
+def check_decay(decay: Any) -> float:
+    """Return decay as a float in (0, 1]."""
+    value = _real("decay", decay)
+    if not 0 < value <= 1:
+        raise ValueError(f"decay must be in (0, 1]; got {decay!r}")
     return value
+
+
+def check_heads(heads: Any) -> tuple[int, ...]:
+    """Return heads as a tuple of positive integers."""
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        raise TypeError(f"heads must be a tuple of integers; got {heads!r}")
+    return tuple(check_integer("heads", size, 1) for size in heads)
 
 
 def check_integer(name: str, value: Any, least: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,23 +35,36 @@ class Factor:
         triangle = self.frame.triangle
         return self.whiten if triangle is None else triangle.whitener @ self.whiten
 
-    def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (lower, upper), float64 (m,): the leverage score of each row lies between."""
-        root, pad = self._roots(rows)
-        lower = np.maximum(root - pad, 0) ** 2 * max(0.0, 1 - self.slack)
-        return np.minimum(lower, 1), np.minimum((root + pad) ** 2 * self.growth, 1)
+    def bracket(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (lower, upper), float64 (m,): k^T M^+ k of each row k, times its factor, lies between."""
+        root, pad = self._roots(rows, factors)
+        with np.errstate(over="ignore"):
+            return np.maximum(root - pad, 0) ** 2 * max(0.0, 1 - self.slack), (root + pad) ** 2 * self.growth
+
+    def shifted(self, frame: Frame, power: int) -> Factor:
+        """Return the factor of the same form times 2^(-2 power), in a frame of 2^power times the unit."""
+        values, whiten = np.ldexp(self.values, -2 * power), np.ldexp(self.whiten, power)
+        return replace(self, frame=frame, values=values, whiten=whiten, reach=math.ldexp(self.reach, power))
+
+    def share(self, root: np.ndarray, exponents: np.ndarray) -> float:
+        """Return an upper bound in [0, 1] on the largest part in this form of one with rows root * 2^exponents."""
+        x = np.ldexp(root, exponents - self.frame.exponents)
+        y, _ = self.frame.coordinates(x)
+        most = float(np.linalg.norm(y @ self.whiten, 2)) if y.size else 0.0
+        error = (self.reach + bounds.dot_error(2 * self.frame.dim)) * float(np.linalg.norm(x))
+        return min(1.0, (most * (1 + bounds.dot_error(2 * self.frame.dim)) + error) ** 2 * self.growth)
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the leverage score of each row, float64 (m,), as computed."""
         return np.minimum(self._roots(rows)[0] ** 2, 1)
 
-    def _roots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _roots(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||y W||, (m,), and what rounding may have made of it."""
-        roots, pads = zip(*backend.run(self._piece_roots, backend.pieces(rows)), strict=True)
+        roots, pads = zip(*backend.run(self._piece_roots, backend.pieces(rows, factors)), strict=True)
         return np.concatenate(roots), np.concatenate(pads)
 
-    def _piece_roots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x, norms = self.frame.widen(rows)
+    def _piece_roots(self, piece: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+        x, norms = self.frame.widen(*piece)
         y, _ = self.frame.coordinates(x)
         return np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
 
@@ -82,6 +95,9 @@ class Factor:
         frame, following = self.frame, self.values[width] if width < self.rank else math.inf
         weak = self.full[:, :width] * np.sqrt(1 - self.values[:width] / following)
         single = dtype == np.float32 and frame.triangle is None and np.abs(frame.exponents).max() <= 60
+        # its padding, a part 2^-10 apart, is to stay small beside the mean score
+        blur = 2.0**10 * bounds.UNIT_SINGLE**2 * self.values.sum() * (1 / self.values).sum()
+        single = single and blur <= bounds.SINGLE_BLUR * self.rank
         unit = bounds.dot_error(frame.dim + 4, bounds.UNIT_SINGLE if single else bounds.UNIT)
         turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.triangle.whitener))
         return Filter(
@@ -94,18 +110,21 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Filter:
-    """Upper bounds on the scores of rows that are not yet in a form."""
+    """Upper bounds on the odds of rows: k^T M^+ k for a form M without them."""
 
     probe: np.ndarray  # (D, w), for x, or float32 for the rows as they came
     following: float
     pad: float
     growth: float
 
-    def __call__(self, rows: np.ndarray, x: np.ndarray, x_norms: np.ndarray, y_norms: np.ndarray) -> np.ndarray:
-        """Return the bounds, (m,); b against a form without the row is b / (1 + b) against one with it."""
+    def __call__(
+        self, rows: np.ndarray, factors: np.ndarray | None, x: np.ndarray, x_norms: np.ndarray, y_norms: np.ndarray
+    ) -> np.ndarray:
+        """Return the bounds, (m,), for rows as they came, times their factors; x are the same, widened."""
         if self.probe.dtype == np.float32:
             d = rows.shape[1]
             parts = rows @ self.probe[:d] + self.probe[d:].sum(axis=0)
+            parts = parts if factors is None else parts * factors[:, None]
         else:
             parts = x @ self.probe
         upper = np.empty(len(rows))

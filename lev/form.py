@@ -52,21 +52,30 @@ class Form:
     def rank(self) -> int:
         return self.frame.rank
 
+    @property
+    def nbytes(self) -> int:
+        triangle = self.frame.triangle
+        return self.gram.nbytes + (0 if triangle is None else triangle.matrix.nbytes)
+
     # -- add -----------------------------------------------------------------------------------------------
 
-    def add(self, block: np.ndarray, judge: Factor | None, epsilon: float) -> tuple[Form, np.ndarray | None]:
-        """Return the form with ``block`` added and upper bounds on its rows by ``judge``.
+    def add(
+        self, block: np.ndarray, judge: Factor | None, epsilon: float | None = None, factors: np.ndarray | None = None
+    ) -> tuple[Form, np.ndarray | None]:
+        """Return the form with ``block``, each row times its factor, added and upper bounds on their scores.
 
         ``judge`` is a factor of an earlier state of this form: a smaller form, so its bounds stay above.  The
-        bounds are None when the frame changed; the rows are then to be scored by the new form.
-        Raises NonFiniteRow.  Cost: O(d^2) a row.
+        bounds are None without an epsilon, and when the frame changed; the rows are then to be scored by the new
+        form.  Raises NonFiniteRow.  Cost: O(d^2) a row.
         """
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if judge is None or self.rank == 0:
-            return form._through_qr(block), None
-        coarse = judge.filter(judge.width(epsilon), block.dtype)
-        fine = judge.filter(judge.rank, np.dtype(np.float64))
-        parts = backend.run(lambda piece: self._measure(piece, coarse, fine, epsilon), backend.pieces(block))
+            return form._through_qr(block, factors), None
+        filters = None
+        if epsilon is not None:
+            coarse = judge.filter(judge.width(epsilon), block.dtype)
+            filters = coarse, judge.filter(judge.rank, np.dtype(np.float64)), epsilon
+        parts = backend.run(lambda piece: self._measure(*piece, filters), backend.pieces(block, factors))
         energy = sum(part.energy for part in parts)
         grown = replace(
             form,
@@ -76,23 +85,53 @@ class Form:
             tail=np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy)),
         )
         if not np.isfinite(energy).all() or any(part.leaves for part in parts) or not grown._sound(judge):
-            return form._through_qr(block), None
-        return grown, np.concatenate([part.upper for part in parts])
+            return form._through_qr(block, factors), None
+        return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
 
-    def _measure(self, piece: np.ndarray, coarse: Filter, fine: Filter, epsilon: float) -> _Part:
+    def _measure(
+        self, piece: np.ndarray, factors: np.ndarray | None, filters: tuple[Filter, Filter, float] | None
+    ) -> _Part:
         # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
         with np.errstate(over="ignore", invalid="ignore"):
-            x, x_norms = self.frame.widen(piece)
+            x, x_norms = self.frame.widen(piece, factors)
             y, outside = self.frame.coordinates(x)
-            y_norms = x_norms if y is x else np.einsum("ij,ij->i", y, y)
-            upper = coarse(piece, x, x_norms, y_norms)
-            passed = np.flatnonzero(upper >= epsilon)
-            if passed.size:
-                some = x[passed]
-                upper[passed] = np.minimum(upper[passed], fine(some, some, x_norms[passed], y_norms[passed]))
+            upper = x_norms
+            if filters is not None:
+                coarse, fine, epsilon = filters
+                y_norms = _norms(y, x, x_norms)
+                upper = scores_of(coarse(piece, factors, x, x_norms, y_norms))
+                passed = np.flatnonzero(upper >= epsilon)
+                if passed.size:
+                    some = x[passed]
+                    odds = fine(some, None, some, x_norms[passed], y_norms[passed])
+                    upper[passed] = np.minimum(upper[passed], scores_of(odds))
             gram = y.T @ y
             energy = np.diagonal(gram) if y is x else np.einsum("ij,ij->j", x, x)
-            return _Part(gram, energy, self.frame.leaves(x, outside, self.tail, self.excuse), upper)
+            leaves = bool(self.frame.leaves(x, outside, self.tail, self.excuse).any())
+            return _Part(gram, energy, leaves, upper)
+
+    def odds(self, block: np.ndarray, judge: Factor | None, factors: np.ndarray) -> np.ndarray:
+        """Return upper bounds, (m,), on k^T M^+ k of each row times its factor, infinite where it leaves the span.
+
+        Cost: 2 d r a row.
+        """
+        if judge is None or self.rank == 0:
+            return np.where(block.any(axis=1), np.inf, 0.0)
+        full = judge.filter(judge.rank, block.dtype)
+
+        def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+            piece, scales = part
+            with np.errstate(over="ignore", invalid="ignore"):
+                x, x_norms = self.frame.widen(piece, scales)
+                y, outside = self.frame.coordinates(x)
+                odds = full(piece, scales, x, x_norms, _norms(y, x, x_norms))
+                leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
+            odds[leaves] = np.inf
+            tiny = odds < bounds.SMALLEST_ODDS
+            odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
+            return odds
+
+        return np.concatenate(backend.run(of, backend.pieces(block, factors)))
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
@@ -171,13 +210,15 @@ class Form:
         both = replace(both, inherited=max(self._margin(), other._margin()))
         return both._reframed([self._stacked(), other._stacked()])
 
-    def _through_qr(self, block: np.ndarray) -> Form:
+    def _through_qr(self, block: np.ndarray, factors: np.ndarray | None) -> Form:
         """Return the form with ``block`` added by a QR factorisation of it and the present root."""
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise NonFiniteRow(int(finite.argmin()))
         rows = np.ones((len(block), self.frame.dim))
         rows[:, : block.shape[1]] = block
+        if factors is not None:
+            rows *= factors[:, None]
         grown = replace(self, rows=self.rows + len(block), inherited=self._margin())
         return grown._reframed(
             [self._stacked(), Stacked(rows, np.zeros(self.frame.dim, np.int64), np.zeros(self.frame.dim))]
@@ -194,6 +235,22 @@ class Form:
         frame, tail, excuse = found
         whitened = replace(self, frame=frame, gram=np.eye(frame.rank), sums=0, tail=tail, excuse=excuse)
         return replace(whitened, turns=self.turns + 1).simplified()
+
+    def shifted(self, power: int, judge: Factor | None = None) -> tuple[Form, Factor | None]:
+        """Return the form of all rows times 2^-power, and what ``judge`` is for it.  Exact.
+
+        Part of the power goes into the Gram matrix, so that it does not grow with time.
+        """
+        grown = int(np.frexp(np.trace(self.gram))[1]) // 2 if self.sums else 0
+        frame = self.frame.shifted(power - grown)
+        gram, tail = np.ldexp(self.gram, -2 * grown), np.ldexp(self.tail, -grown)
+        return replace(self, frame=frame, gram=gram, tail=tail), None if judge is None else judge.shifted(frame, grown)
+
+    def scaled(self, factor: float) -> Form:
+        """Return the form times a positive factor."""
+        if factor == 1 or not self.rank:
+            return self
+        return replace(self, gram=self.gram * factor, tail=self.tail * math.sqrt(factor), sums=self.sums + 1)
 
     def simplified(self) -> Form:
         """Return the form in the identity frame if its Gram matrix is accurate enough there, with room to grow."""
@@ -214,7 +271,7 @@ class Form:
         for name, array, shape, dtype in arrays:
             if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
                 raise ValueError(f"{name} must be finite {np.dtype(dtype)} of shape {shape}")
-        if rank > dim or (triangle is None and rank != dim) or np.abs(exponents).max() > 1000:
+        if rank > dim or (triangle is None and rank != dim) or exponents.max() > 1000:
             raise ValueError("the form's rank or exponents are out of range")
         if triangle is not None and not np.array_equal(np.sort(triangle.pivots), np.arange(dim)):
             raise ValueError("pivots must be a permutation")
@@ -233,6 +290,16 @@ class _Part:
     energy: np.ndarray  # of each column
     leaves: bool
     upper: np.ndarray
+
+
+def scores_of(odds: np.ndarray) -> np.ndarray:
+    """Return a / (1 + a), rounded up: the score of a row in a form from its odds a against the form without it."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(1 / (1 + 1 / odds) * (1 + 2.0**-51), 1.0)
+
+
+def _norms(y: np.ndarray, x: np.ndarray, x_norms: np.ndarray) -> np.ndarray:
+    return x_norms if y is x else np.einsum("ij,ij->i", y, y)
 
 
 def _spectral(matrix: np.ndarray) -> float:

@@ -12,6 +12,8 @@ import scipy.linalg
 
 from lev import backend, bounds
 
+_NEVER = -(2**20)  # the power of two of zero
+
 
 @dataclass(frozen=True, eq=False)
 class Triangle:
@@ -91,13 +93,14 @@ class Frame:
     def scale(self) -> np.ndarray:
         return np.ldexp(1.0, -self.exponents)
 
-    def widen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scaled float64 rows x, (m, D), and their squared norms."""
+    def widen(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scaled float64 rows x, (m, D), each times its factor, and their squared norms."""
         kernels = backend.kernels_of(rows)
         if rows.dtype not in (np.float32, np.float64):
             rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)
         x, norms = np.empty((len(rows), self.dim)), np.empty(len(rows))
-        kernels.widen(np.ascontiguousarray(rows), self.scale, x, norms)
+        factors = np.ones(len(rows)) if factors is None else factors
+        kernels.widen(np.ascontiguousarray(rows), factors, self.scale, x, norms)
         return x, norms
 
     def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,11 +110,15 @@ class Frame:
         both = x @ self.triangle.basis
         return both[:, : self.rank], both[:, self.rank :]
 
-    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> bool:
-        """Say whether a row leaves the span by more than its own rounding and that of the rows behind ``tail``."""
+    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> np.ndarray:
+        """Say which rows leave the span by more than their own rounding and that of the rows behind ``tail``."""
         if self.triangle is None or not outside.size:
-            return False
-        return not np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur)
+            return np.zeros(len(x), bool)
+        return ~np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur, axis=1)
+
+    def shifted(self, power: int) -> Frame:
+        """Return the frame of all rows times 2^-power; what falls below _NEVER is nothing beside later rows."""
+        return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,14 +176,13 @@ def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
 
 def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
     """Return for each column the power of two of its norm over all parts; None if all are zero."""
-    never = -(2**20)
     largest = [np.abs(part.rows).max(axis=0, initial=0) for part in parts]
     tops = [
-        np.where(top > 0, np.frexp(top)[1] + part.exponents, never) for top, part in zip(largest, parts, strict=True)
+        np.where(top > 0, np.frexp(top)[1] + part.exponents, _NEVER) for top, part in zip(largest, parts, strict=True)
     ]
     joint = np.max(tops, axis=0)
-    if np.all(joint == never):
+    if np.all(joint == _NEVER):
         return None
-    joint = np.where(joint == never, 0, joint)
+    joint = np.where(joint == _NEVER, 0, joint)
     energy = sum(np.square(np.ldexp(part.rows, part.exponents - joint)).sum(axis=0) for part in parts)
     return np.clip(joint + np.frexp(np.sqrt(energy))[1], -1000, 1000).astype(np.int64)

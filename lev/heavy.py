@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lev import backend
+from lev import backend, bounds
+from lev.candidates import Candidates
 from lev.checks import check_epsilon, check_power
 from lev.form import Form
 
@@ -34,30 +35,53 @@ def _roots(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return scaled, np.linalg.norm(scaled @ form.root().T, axis=1), powers
 
 
-def normalizer(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (lower, upper), each (m,): the p = 2 normaliser ||K q||^2 lies between."""
-    _, roots, powers = _roots(form, queries)
-    exact = np.ldexp(roots**2, np.maximum(2 * powers, -4000))
-    slack = min(form.factor().slack, 1.0)
-    return exact * (1 - slack), exact * (1 + slack)
+def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (lower, upper), each (m,): the normaliser sum_l decay^(now-l) |<q,k_l>|^p lies between."""
+    weighting = stream.weighting
+    _, roots, powers = _roots(stream.form, queries)
+    age = float(weighting.exponents(np.array([max(now, 0)]), stream.epoch)[0])
+    fraction, power = np.frexp(roots)
+    shift = np.maximum(weighting.p * (powers + power) - min(weighting.p, 2.0) * age, -4000.0)
+    whole = np.floor(shift)
+    low, high = _sandwich(stream)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.ldexp(fraction**weighting.p * np.exp2(shift - whole), whole.astype(np.int64))
+        return size * low, np.where(size > 0, size * high, 0.0)
 
 
-def heavy_hitters(form: Form, keys: np.ndarray, queries: np.ndarray, epsilon: float) -> sparse.csr_array:
-    """Return the entries <q,k>^2 / ||K q||^2 >= epsilon as a (queries, keys) CSR array.
+def _sandwich(stream: Candidates) -> tuple[float, float]:
+    """Return the factors between which the normaliser lies of ||M^(1/2) q||^p as computed."""
+    slack, p = min(stream.form.factor().slack, 1.0), stream.weighting.p
+    low, high = stream.weighting.sandwich(stream.mass, stream.form.rows)
+    return low * (1 - slack) ** (p / 2), high * (1 + slack) ** (p / 2)
 
-    ``keys`` are the rows of a universal set for epsilon or less, so no other key has such an entry.
-    Cost: (r + |U|) d a query.
+
+def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width: int) -> sparse.csr_array:
+    """Return the entries decay^(now-j) |<q,k_j>|^p / sum that may reach epsilon, as a (queries, width) CSR array.
+
+    For p != 2 they are upper ends, and the attribute ``lower`` holds the lower ends.
+    Cost: (r + number of kept rows) d a query.
     """
-    rows, _ = form.frame.widen(keys)
-    scaled, roots, _ = _roots(form, queries)
-    keep = epsilon * (1 - min(form.factor().slack, 1.0))
+    p, rows = stream.weighting.p, stream.kept[0]
+    if p == 2:
+        rows = rows.take(rows.upper >= epsilon)
+    rows = rows.take(np.argsort(rows.ids))
+    scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
+    keys, _ = stream.form.frame.widen(rows.keys, scales)
+    scaled, roots, _ = _roots(stream.form, queries)
+    low, high = _sandwich(stream)
 
-    def entries(part: slice) -> np.ndarray:
-        root, logits = roots[part, None], scaled[part] @ rows.T
-        weights = np.square(np.divide(logits, root, out=np.zeros_like(logits), where=root > 0))
-        return np.where(weights >= keep, np.minimum(weights, 1), 0)
+    def entries(part: slice) -> list[np.ndarray]:
+        root, logits = roots[part, None], np.abs(scaled[part] @ keys.T)
+        ratios = np.divide(logits, root, out=np.zeros_like(logits), where=root > 0) ** p
+        if p == 2:
+            return [np.where(ratios >= epsilon * low, np.minimum(ratios, 1), 0)]
+        # the rows kept are themselves a part of the normaliser
+        least = np.maximum(low, ratios.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
+        upper = np.minimum(np.minimum(ratios / least, 1), rows.upper)
+        return [np.where(upper >= epsilon, upper, 0), np.minimum(ratios / high, upper)]
 
-    return _sparse(entries, len(scaled), len(rows))
+    return _sparse(entries, len(scaled), width, rows.ids)
 
 
 def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sparse.csr_array:
@@ -78,25 +102,41 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
     exponents = np.frexp(np.abs(keys).max(axis=0, initial=0))[1]
     keys, (queries, _) = np.ldexp(keys, -exponents), _scaled(queries, exponents)
 
-    def entries(part: slice) -> np.ndarray:
+    def entries(part: slice) -> list[np.ndarray]:
         logits = np.abs(queries[part] @ keys.T)
         largest = logits.max(axis=1, initial=0, keepdims=True)
         powers = np.divide(logits, largest, out=np.zeros_like(logits), where=largest > 0) ** p
         total = powers.sum(axis=1, keepdims=True)
         weights = np.divide(powers, total, out=powers, where=total > 0)
-        return np.where(weights >= epsilon, weights, 0)
+        return [np.where(weights >= epsilon, weights, 0)]
 
-    return _sparse(entries, len(queries), len(keys))
+    return _sparse(entries, len(queries), len(keys), np.arange(len(keys)))
 
 
-def _sparse(entries: Callable[[slice], np.ndarray], height: int, width: int) -> sparse.csr_array:
-    """Return the (height, width) CSR array of which ``entries`` gives some dense rows at a time."""
+def _sparse(
+    entries: Callable[[slice], list[np.ndarray]], height: int, width: int, columns: np.ndarray
+) -> sparse.csr_array:
+    """Return the (height, width) CSR array of which ``entries`` gives some dense rows at a time.
+
+    A second dense array gives values at the places where the first is not zero; they become ``lower``.
+    """
     from scipy import sparse  # a fifth of a second that `import lev` need not spend
 
-    step = max(1, _CHUNK // max(1, width))
-    blocks = [sparse.csr_array(entries(slice(start, start + step))) for start in range(0, height, step)]
-    if not blocks:
-        return sparse.csr_array((height, width))
-    stacked = sparse.csr_array(sparse.vstack(blocks, format="csr"))
-    stacked.sort_indices()
-    return stacked
+    step = max(1, _CHUNK // max(1, len(columns)))
+    starts, places, values = [np.zeros(1, np.int64)], [], []
+    for start in range(0, height, step):
+        dense = entries(slice(start, start + step))
+        row, column = np.nonzero(dense[0])
+        starts.append(starts[-1][-1] + np.cumsum(np.bincount(row, minlength=len(dense[0]))))
+        places.append(columns[column])
+        values.append([array[row, column] for array in dense])
+    if not height:
+        return sparse.csr_array((0, width))
+    indptr, indices = np.concatenate(starts), np.concatenate(places)
+    arrays = [
+        sparse.csr_array((np.concatenate(data), indices, indptr), shape=(height, width))
+        for data in zip(*values, strict=True)
+    ]
+    if len(arrays) == 2:
+        setattr(arrays[0], "lower", arrays[1])  # noqa: B010, a name that csr_array does not declare
+    return arrays[0]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a stream and a bracket of each one's sensitivity."""
+    """Rows of a stream and a bracket of each one's sensitivity; rows of many heads are (m, heads, d)."""
 
     keys: np.ndarray  # (m, d)
     ids: np.ndarray  # (m,) int64
@@ -33,6 +33,10 @@ class Rows:
     def take(self, which: np.ndarray | slice) -> Rows:
         """Return the chosen rows: views for a slice, copies otherwise."""
         return self._each(lambda array: array[which])
+
+    def head(self, head: int) -> Rows:
+        """Return the rows of one head."""
+        return replace(self, keys=self.keys[:, head], payload=self.payload[:, head])
 
     def copy(self) -> Rows:
         return self._each(np.array)

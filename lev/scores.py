@@ -42,9 +42,10 @@ def _scores(keys: np.ndarray) -> np.ndarray:
     form, judge = Form.empty(keys.shape[1]), None
     for start in range(0, len(keys), step):
         try:
-            form, upper = form.add(keys[start : start + step], judge, 1.0)
+            grown, _ = form.add(keys[start : start + step], judge)
         except NonFiniteRow as error:
             raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
-        if upper is None:
-            judge = form.factor()
+        if grown.frame is not form.frame:
+            judge = grown.factor()
+        form = grown
     return form.factor().scores(keys)

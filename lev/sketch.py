@@ -2,29 +2,29 @@
 
 A bound on a key's sensitivity, once proved, stays true as rows arrive.  So one pass is enough: add rows to the
 form, bound them against it, drop those that are below epsilon for good, and merge by adding forms and joining
-the rows that were kept.  Theory: 02, monotonicity; 03, one pass and merging.
+the rows that were kept.  :mod:`lev.candidates` does that for one stream, block by block; here is what a user
+meets: checked input, ids, blocks, heads, questions, files.  Theory: 02, monotonicity; 03, one pass and merging.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lev import backend, bounds, heavy, store
-from lev.checks import check_epsilon, check_integer, check_power, check_square
-from lev.factor import Factor
+from lev.candidates import Candidates
+from lev.checks import check_decay, check_epsilon, check_heads, check_integer, check_power
 from lev.form import Form, NonFiniteRow
-from lev.frame import Frame, Triangle
+from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
-
-if TYPE_CHECKING:
-    from scipy import sparse
+from lev.weighting import Weighting
 
 _SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
 
@@ -36,18 +36,21 @@ class Sketch:
     ----------
     dim : number of columns of a key
     epsilon : the threshold in (0, 1]: every key that any query can ever give a weight
-        <q,k>^2 / sum_l <q,k_l>^2 >= epsilon is kept
-    p : the exponent of the weights; 2.0 in this release
-    heads : () in this release
+        |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon is kept
+    p : the exponent of the weights, any positive number
+    heads : a shape, such as (batch, heads), of independent streams that are fed together
     start : the id of the first row, if ids are not given
-    decay : 1.0 in this release
+    decay : entries fall by this factor with each id: the weights are decay^(t-j) |<q,k_j>|^p at time t
     payload_dim : columns of the rows that may travel with the keys, such as the values of a cache
     intercept : also for affine queries <q,k> + b, that is, centred scores (Theory: 01)
 
-    Guarantee: exact up to rounding.  {score >= epsilon} is always in the universal set, and every member of an
-    ``exact`` one reaches epsilon (1 - 2 margin), margin as in :func:`lev.bounds.margin`.  At most rank / epsilon
-    rows are retained, whatever the length of the stream, its order and its split into updates and sketches.
-    Cost: O(d^2) a row; memory O(d^2 + d^2 / epsilon) and one block.
+    Guarantee: exact up to rounding for p = 2, a superset for other p.  {sensitivity >= epsilon} is always in the
+    universal set, and every member of an ``exact`` one reaches epsilon (1 - 2 margin), margin as in
+    :func:`lev.bounds.margin`.  For p = 2 at most rank / epsilon rows are retained, whatever the length of the
+    stream, its order and its split into updates and sketches; for other p at most V^max(1, p/2) / epsilon, where V
+    grows with the logarithm of the stream's length.  With decay, directions not seen for so long that they sink
+    below the resolution are released, and the rank falls.
+    Cost: O(d^2) a row; memory O(d^2 + d^2 / epsilon) and one block, for each head.
     Raises TypeError and ValueError for bad arguments.
 
     >>> import numpy as np, lev
@@ -77,19 +80,16 @@ class Sketch:
     ) -> None:
         self.dim = check_integer("dim", dim, 1)
         self.epsilon = check_epsilon(epsilon)
-        self.p = check_square(p)
-        if tuple(heads) != ():
-            raise ValueError(f"heads must be () in this release; got {heads!r}")
-        if decay != 1:
-            raise ValueError(f"decay must be 1.0 in this release; got {decay!r}")
-        self.heads, self.decay = (), 1.0
+        self.p = check_power(p)
+        self.heads = check_heads(heads)
+        self.decay = check_decay(decay)
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)
         self.intercept = bool(intercept)
         self._ids = Ids(check_integer("start", start, 0))
-        self._form = Form.empty(self.dim + self.intercept)
-        self._judge: Factor | None = None  # a factor of the form, perhaps of an earlier state of it
-        self._kept: list[Rows] = []  # rows that may still reach epsilon
-        self._dropped = 0.0  # the largest bound of a row that was dropped
+        none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
+        form, weighting = Form.empty(self.dim + self.intercept), Weighting(self.p, self.decay)
+        self._streams = [Candidates(self.epsilon, weighting, form, (none,))] * math.prod(self.heads)
+        self._masked = np.zeros(len(self._streams), np.int64)  # rows of each head that were padding
         self._pending: list[Rows] = []  # rows short of a block: a stream's blocks do not depend on its updates
         self._waiting = 0
         self._family = backend.NUMPY
@@ -99,51 +99,58 @@ class Sketch:
 
     @property
     def count(self) -> int:
-        """The number of rows seen."""
-        return self._form.rows + self._waiting
+        """The number of rows seen, padding included (of each head)."""
+        return self._streams[0].form.rows + self._waiting
 
     @property
     def retained(self) -> int:
-        """The number of rows kept: at most rank / epsilon."""
-        return sum(map(len, self._settle()._kept))
+        """The number of rows kept, of all heads: for p = 2 at most rank / epsilon of each."""
+        return sum(stream.retained for stream in self._settle()._streams)
 
     @property
-    def rank(self) -> int:
-        """The numerical rank of the rows seen (of the rows with a 1 appended, with an intercept)."""
-        return self._settle()._form.rank
+    def rank(self) -> Any:
+        """The numerical rank of the rows seen (of the rows with a 1 appended, with an intercept); (*heads,) with heads.
+
+        With decay it falls when a direction was not seen for so long that it sank below the resolution.
+        """
+        ranks = [stream.form.rank for stream in self._settle()._streams]
+        return np.reshape(ranks, self.heads) if self.heads else ranks[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the form, the kept rows and the rows that wait for their block."""
-        triangle = self._form.frame.triangle
-        square = self._form.gram.nbytes + (0 if triangle is None else triangle.matrix.nbytes)
-        return square + sum(rows.nbytes for rows in self._kept + self._pending)
+        """Bytes of the forms, the kept rows and the rows that wait for their block."""
+        held = [rows for stream in self._streams for rows in stream.kept] + self._pending
+        return sum(stream.form.nbytes for stream in self._streams) + sum(rows.nbytes for rows in held)
 
     @property
     def resolution(self) -> float:
         """rho: a weight w is held if sqrt(w) >= sqrt(epsilon) + rho ||K|| ||q|| / ||K q||.  Theory: 04, resolution.
 
         The last term is only that large where the keys are nearly dependent, and their weak directions dropped.
+        For p != 2 and with decay K stands for the weighted rows of the form.
         """
-        return bounds.resolution(self._form.frame.dim)
+        return bounds.resolution(self.dim + self.intercept)
 
     def __repr__(self) -> str:
+        heads = f", heads={self.heads}" if self.heads else ""
+        decay = f", decay={self.decay:g}" if self.decay != 1 else ""
         return (
-            f"Sketch(dim={self.dim}, epsilon={self.epsilon:g}, p={self.p:g}, count={self.count}, "
+            f"Sketch(dim={self.dim}, epsilon={self.epsilon:g}, p={self.p:g}{heads}{decay}, count={self.count}, "
             f"retained={self.retained})"
         )
 
     # -- add rows ------------------------------------------------------------------------------------------
 
-    def update(self, keys: Any, indices: Any = None, payload: Any = None) -> Sketch:
+    def update(self, keys: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> Sketch:
         """Add rows and return the sketch.
 
-        ``keys`` is (m, dim) of any real dtype, memory order and array family, m >= 0; ``indices`` (m,) int64
-        ids, by default a running count; ``payload`` (m, payload_dim).  Nothing is aliased, and a refused update
-        changes nothing.  Any split of the same rows into updates gives the same sketch, bit for bit.
+        ``keys`` is (*heads, m, dim) of any real dtype, memory order and array family, m >= 0; ``indices`` (m,) int64
+        ids, by default a running count; ``payload`` (*heads, m, payload_dim); ``mask`` (*heads, m) bool, True where a
+        row is padding.  Nothing is aliased, and a refused update changes nothing.  Any split of the same rows into
+        updates gives the same sketch, bit for bit.
         Raises TypeError and ValueError; for NaN and infinity with the first bad row.
         """
-        rows, ids, family = self._checked(keys, indices, payload)
+        rows, ids, masked, family = self._checked(keys, indices, payload, mask)
         if self._waiting + len(rows) < self._block_rows():
             backend.check_finite("keys", rows.keys)
             draft = self
@@ -152,46 +159,72 @@ class Sketch:
             draft = self.copy()
             with backend.single_blas():
                 draft._stream(rows)
-        draft._ids, draft._family, draft._settled = ids, family, None
+        draft._ids, draft._masked, draft._family, draft._settled = ids, masked, family, None
         self.__dict__.update(draft.__dict__)
         return self
 
-    def admit(self, keys: Any, indices: Any = None, payload: Any = None) -> Any:
-        """Add rows and return for each whether it was kept: bool, (m,), in the family of the keys.
+    def admit(self, keys: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> Any:
+        """Add rows and return for each whether it was kept: bool, (*heads, m), in the family of the keys.
 
         For append-only caches: a row answered False can never receive epsilon, now or later.  The answer is
         given at once, so the call ends a block.  Arguments and errors are those of :meth:`update`.
         """
-        draft = self.copy().update(keys, indices, payload)
+        draft = self.copy().update(keys, indices, payload, mask)
         if indices is None:
             ids = np.arange(self._ids.following, draft._ids.following)
         else:
             ids = backend.intake("indices", indices)[0]
         with backend.single_blas():
             draft._flush()
-            draft._prune()
+            draft._streams = prune_all(draft._streams)
         self.__dict__.update(draft.__dict__)
-        return self._family.out(np.isin(ids, self._kept[0].ids))
+        kept = np.array([np.isin(ids, stream.kept[0].ids) for stream in self._streams])
+        return self._family.out(kept.reshape(*self.heads, len(ids)))
 
-    def _checked(self, keys: Any, indices: Any, payload: Any) -> tuple[Rows, Ids, backend.Family]:
-        array, family = backend.matrix("keys", keys, self.dim)
+    def _checked(
+        self, keys: Any, indices: Any, payload: Any, mask: Any
+    ) -> tuple[Rows, Ids, np.ndarray, backend.Family]:
+        array, family = self._by_row("keys", keys, self.dim, None)
         m = len(array)
         numbers, ids = self._ids.count_on(m) if indices is None else self._ids.take(indices, m, self._held_ids())
         if payload is None and self.payload_dim and m:
-            raise ValueError(f"payload must have shape ({m}, {self.payload_dim}); got None")
-        extra = np.zeros((m, 0)) if payload is None else backend.matrix("payload", payload, self.payload_dim)[0]
-        if len(extra) != m:
-            raise ValueError(f"payload must have shape ({m}, {self.payload_dim}); got {extra.shape}")
-        return Rows.of(array, numbers, extra), ids, family
+            raise ValueError(f"payload must have shape {(*self.heads, m, self.payload_dim)}; got None")
+        extra = np.zeros((m, len(self._streams), 0))
+        if payload is not None:
+            extra, _ = self._by_row("payload", payload, self.payload_dim, m)
+        padding = None if mask is None else self._check_mask(mask, m)
+        if padding is None:
+            return Rows.of(array, numbers, extra), ids, self._masked, family
+        array = np.where(padding[:, :, None], array.dtype.type(0), array)  # a row of zeros never receives weight
+        return Rows.of(array, numbers, extra), ids, self._masked + padding.sum(axis=0), family
+
+    def _by_row(self, name: str, array: Any, columns: int, count: int | None) -> tuple[np.ndarray, backend.Family]:
+        """Return (*heads, m, columns) as (m, H, columns), heads in C order.  Raises TypeError, ValueError."""
+        rows, family = backend.intake(name, array)
+        wanted = (*self.heads, "m" if count is None else count, columns)
+        if rows.ndim != len(wanted) or any(
+            size != got for size, got in zip(wanted, rows.shape, strict=True) if size != "m"
+        ):
+            raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}); got {rows.shape}")
+        return np.moveaxis(rows.reshape(len(self._streams), *rows.shape[-2:]), 0, 1), family
+
+    def _check_mask(self, mask: Any, m: int) -> np.ndarray:
+        padding, _ = backend.intake("mask", mask)
+        if padding.dtype != bool:
+            raise TypeError(f"mask must be bool, True where a row is padding; got dtype {padding.dtype}")
+        if padding.shape != (*self.heads, m):
+            raise ValueError(f"mask must have shape {(*self.heads, m)}; got {padding.shape}")
+        return padding.reshape(len(self._streams), m).T
 
     def _held_ids(self) -> np.ndarray:
-        parts = [rows.ids for rows in self._kept + self._pending]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        kept = [rows.ids for stream in self._streams for rows in stream.kept]
+        return np.unique(np.concatenate([*kept, *(rows.ids for rows in self._pending)]))
 
     def _block_rows(self) -> int:
         """Return the length of the next block: about the rows so far, so that early bounds are fresh too."""
-        largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim)
-        return min(largest, max(_SMALLEST_BLOCK, 1 << (self._form.rows.bit_length() - 1) if self._form.rows else 0))
+        largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim // len(self._streams))
+        seen = self._streams[0].form.rows
+        return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
 
     def _pend(self, rows: Rows) -> None:
         if len(rows):
@@ -203,31 +236,14 @@ class Sketch:
         start = -self._waiting
         while len(rows) - start >= self._block_rows():
             end = start + self._block_rows()
+            block = concatenate([*self._pending, rows.take(slice(max(start, 0), end))])
             try:
-                self._absorb(concatenate([*self._pending, rows.take(slice(max(start, 0), end))]))
+                self._streams = absorb_all(self._streams, block)
             except NonFiniteRow as error:
                 raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
             self._pending, self._waiting, start = [], 0, end
         backend.check_finite("keys", rows.keys[start:], start)
         self._pend(rows.take(slice(start, None)))
-
-    def _absorb(self, rows: Rows) -> None:
-        """Add one block to the form and keep its rows that may reach epsilon."""
-        judge = self._judge
-        self._form, upper = self._form.add(rows.keys, judge, self.epsilon)
-        if judge is None or upper is None:
-            self._judge = judge = self._form.factor()
-            upper = judge.bracket(rows.keys)[1]
-        self._keep(rows, upper)
-        crowded = sum(map(len, self._kept)) > 2 * bounds.max_members(self._form.rank, self.epsilon) + len(rows)
-        if crowded or self._form.rows >= 2 * judge.rows:
-            self._prune()
-
-    def _keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> None:
-        chosen = upper >= self.epsilon
-        self._dropped = float(upper[~chosen].max(initial=self._dropped))
-        lower = rows.lower if lower is None else lower
-        self._kept.append(Rows(rows.keys, rows.ids, rows.payload, lower, upper).take(np.flatnonzero(chosen)))
 
     # -- reads are of the settled state, so that they change nothing ---------------------------------------
 
@@ -237,36 +253,30 @@ class Sketch:
             twin = self.copy()
             with backend.single_blas():
                 twin._flush()
-                twin._prune()
+                twin._streams = prune_all(twin._streams)
             self._settled = twin._settled = twin
         return self._settled
 
     def _flush(self) -> None:
         if self._waiting:
-            self._absorb(concatenate(self._pending))
+            self._streams = absorb_all(self._streams, concatenate(self._pending))
             self._pending, self._waiting = [], 0
 
-    def _prune(self) -> None:
-        """Score the kept rows by the present form and drop those that can no longer reach epsilon."""
-        self._form = self._form.simplified()
-        self._judge = self._form.factor()
-        empty = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
-        rows = concatenate([part for part in self._kept if len(part)] or self._kept[:1] or [empty])
-        lower, upper = self._judge.bracket(rows.keys)
-        self._kept = []
-        self._keep(rows, np.minimum(upper, rows.upper), lower)
-
-    def universal_set(self, epsilon: float | None = None) -> UniversalSet:
+    def universal_set(self, epsilon: float | None = None) -> Any:
         """Return the universal set for ``epsilon``, by default the sketch's own; a smaller one is refused.
 
-        Raises ValueError.
+        With heads it is a list of them, in C order of heads.  Raises ValueError.
         """
         epsilon = self._answerable(epsilon)
-        settled = self._settle()
-        rows = settled._kept[0]
+        sets = [self._members(head, epsilon) for head in range(len(self._streams))]
+        return sets if self.heads else sets[0]
+
+    def _members(self, head: int, epsilon: float) -> UniversalSet:
+        stream = self._settle()._streams[head]
+        rows = stream.kept[0]
         rows = rows.take(np.argsort(rows.ids))
         member = rows.upper >= epsilon
-        omitted = float(rows.upper[~member].max(initial=settled._dropped))
+        omitted = float(rows.upper[~member].max(initial=stream.dropped))
         rows = rows.take(member)
         return UniversalSet(
             indices=self._family.out(rows.ids),
@@ -275,35 +285,60 @@ class Sketch:
             payload=self._family.out(rows.payload) if self.payload_dim else None,
             epsilon=epsilon,
             p=self.p,
-            count=self.count,
-            exact=bool(np.all(rows.lower >= epsilon * (1 - 2 * settled._form.limit))),
+            count=self.count - int(self._masked[head]),
+            exact=bool(np.all(rows.lower >= epsilon * (1 - 2 * stream.form.limit))),
             omitted=omitted,
         )
 
-    def heavy_hitters(
-        self, queries: Any, epsilon: float | None = None, *, width: int | None = None
-    ) -> sparse.csr_array:
-        """Return every entry <q,k>^2 / sum_l <q,k_l>^2 >= epsilon with its exact value, over all rows seen.
+    def stack(self, k: int) -> tuple[Any, Any, Any]:
+        """Return (indices, scores, mask), each (*heads, k): the k highest scores of each head, the best first.
 
-        ``queries`` is (m, dim), or (m, dim + 1) with an intercept, the last column being b of <q,k> + b.  The
-        result is a float64 ``scipy.sparse.csr_array`` (m, width), sorted columns, column = id of the key;
-        ``width`` is 1 + the largest id seen by default.  Cost: (rank + |U|) d a query.
-        Raises TypeError and ValueError.  Theory: 01, universal sets.
+        Heads with fewer members are padded with index -1, score 0 and mask False, for models want fixed shapes.
+        What a head leaves out is what :meth:`UniversalSet.top` says it is.  Raises TypeError and ValueError.
         """
-        members = self.universal_set(epsilon)
-        queries = self._checked_queries(queries)
-        least = 1 + int(self._settle()._kept[0].ids.max(initial=-1))
-        width = self._ids.following if width is None else check_integer("width", width, least)
-        keys, ids = backend.intake("keys", members.keys)[0], backend.intake("indices", members.indices)[0]
-        found = heavy.heavy_hitters(self._settle()._form, keys, queries, members.epsilon)
-        return type(found)((found.data, ids[found.indices], found.indptr), shape=(len(queries), width))
+        k = check_integer("k", k, 0)
+        shape = (len(self._streams), k)
+        indices, scores, mask = np.full(shape, -1, np.int64), np.zeros(shape), np.zeros(shape, bool)
+        for head, stream in enumerate(self._settle()._streams):
+            rows = stream.kept[0]
+            best = np.lexsort((rows.ids, -rows.upper))[:k]
+            indices[head, : len(best)], scores[head, : len(best)] = rows.ids[best], rows.upper[best]
+            mask[head, : len(best)] = True
+        return tuple(self._family.out(array.reshape(*self.heads, k)) for array in (indices, scores, mask))
+
+    def heavy_hitters(self, queries: Any, epsilon: float | None = None, *, width: int | None = None) -> Any:
+        """Return every entry |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon over all rows seen.
+
+        ``queries`` is (*heads, m, dim), or (..., dim + 1) with an intercept, the last column being b of <q,k> + b;
+        the last of ``heads`` may be a multiple of the keys', for grouped queries.  The result is a float64
+        ``scipy.sparse.csr_array`` (m, width), sorted columns, column = id of the key; ``width`` is 1 + the largest id
+        seen by default; with heads a list of them, in C order.  For p = 2 its data are the exact entries.  For other
+        p they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a csr_array of the same
+        entries' proved lower ends.  Cost: (rank + retained) d a query.
+        Raises TypeError and ValueError.  Theory: 01, universal sets; 11, online Lewis weights and decay.
+        """
+        epsilon = self._answerable(epsilon)
+        asked, groups = self._checked_queries(queries)
+        settled = self._settle()
+        held = [int(stream.kept[0].ids.max(initial=-1)) for stream in settled._streams]
+        width = self._ids.following if width is None else check_integer("width", width, 1 + max(held))
+        found = [
+            heavy.heavy_hitters(settled._streams[head // groups], part, epsilon, width)
+            for head, part in enumerate(asked)
+        ]
+        return found if self.heads else found[0]
 
     def normalizer(self, queries: Any) -> tuple[Any, Any]:
-        """Return (lower, upper), each float64 (m,): sum_l <q,k_l>^2 over all rows seen lies between.
+        """Return (lower, upper), each float64 (*heads, m): sum_l |<q,k_l>|^p over all rows seen lies between.
 
+        With decay rows count as of the largest id seen; for p > 2 no upper end is then known, and it is infinite.
         ``queries`` as in :meth:`heavy_hitters`.  Raises TypeError and ValueError.
         """
-        lower, upper = heavy.normalizer(self._settle()._form, self._checked_queries(queries))
+        asked, groups = self._checked_queries(queries)
+        streams, now = self._settle()._streams, self._ids.following - 1
+        ends = [heavy.normalizer(streams[head // groups], part, now) for head, part in enumerate(asked)]
+        shape = (*self.heads[:-1], self.heads[-1] * groups, -1) if self.heads else (-1,)
+        lower, upper = (np.reshape([end[i] for end in ends], shape) for i in (0, 1))
         return self._family.out(lower), self._family.out(upper)
 
     def _answerable(self, epsilon: float | None) -> float:
@@ -314,10 +349,19 @@ class Sketch:
             )
         return epsilon
 
-    def _checked_queries(self, queries: Any) -> np.ndarray:
+    def _checked_queries(self, queries: Any) -> tuple[np.ndarray, int]:
+        """Return queries as (heads, m, columns), and how many query heads share a key head."""
         array, _ = backend.intake("queries", queries)
-        affine = self.intercept and array.ndim == 2 and array.shape[1] == self.dim + 1
-        return backend.finite_matrix("queries", array, self.dim + affine)[0]
+        fits = array.ndim == len(self.heads) + 2 and array.shape[-1] in {self.dim, self.dim + self.intercept}
+        *outer, last = self.heads or (1,)
+        shape = array.shape[:-2] if self.heads else (1,)
+        if not fits or shape[:-1] != tuple(outer) or shape[-1] == 0 or shape[-1] % last:
+            wanted = ", ".join(map(str, (*self.heads, "m", self.dim)))
+            raise ValueError(f"queries must have shape ({wanted}); got {array.shape}")
+        array = array.reshape(math.prod(shape), *array.shape[-2:])
+        for head in array:
+            backend.check_finite("queries", head)
+        return array, shape[-1] // last
 
     # -- merge ---------------------------------------------------------------------------------------------
 
@@ -332,19 +376,18 @@ class Sketch:
         draft, theirs = self.copy(), other._settle()
         draft._flush()
         draft.epsilon = max(self.epsilon, other.epsilon)
-        draft._form = draft._form.merge(theirs._form)
-        draft._kept = draft._kept + theirs._kept
-        draft._dropped = max(draft._dropped, theirs._dropped)
+        pairs = zip(draft._streams, theirs._streams, strict=True)
+        draft._streams = [mine.merge(their, draft.epsilon) for mine, their in pairs]
+        draft._masked = self._masked + other._masked
         draft._ids = self._ids.merge(other._ids) if other.count else self._ids
         draft._settled = None
-        draft._prune()
         self.__dict__.update(draft.__dict__)
         return self
 
     def _check_mergeable(self, other: Any) -> None:
         if not isinstance(other, Sketch):
             raise TypeError(f"other must be a Sketch; got {type(other).__name__}")
-        if other is self or (other._form is self._form and self._form.rows):
+        if other is self or (other._streams[0].form is self._streams[0].form and self._streams[0].form.rows):
             raise ValueError("other is this sketch itself or its copy; its rows would count twice")
         for name in ("dim", "p", "decay", "heads", "payload_dim", "intercept"):
             if getattr(self, name) != getattr(other, name):
@@ -362,7 +405,7 @@ class Sketch:
         """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._kept, twin._pending = list(self._kept), list(self._pending)
+        twin._pending = list(self._pending)
         return twin
 
     __copy__ = copy
@@ -378,19 +421,13 @@ class Sketch:
 
     def to_bytes(self) -> bytes:
         """Return the canonical state in the format of :mod:`lev.store`."""
-        settled = self._settle()
-        form, rows = settled._form, settled._kept[0]
-        rows = rows.take(np.argsort(rows.ids))
+        parts = [store.take_apart(stream) for stream in self._settle()._streams]
+        streams = [{**fields, "masked": int(self._masked[head])} for head, (fields, _) in enumerate(parts)]
         fields = {name: getattr(self, name) for name in _ARGUMENTS}
-        fields |= {name: getattr(form, name) for name in _FORM_SCALARS}
-        fields |= {"next": self._ids.following, "spans": self._ids.spans, "dropped": settled._dropped}
-        tensors = {"form.gram": form.gram, "form.tail": form.tail, "form.exponents": form.frame.exponents}
-        if form.frame.triangle is not None:
-            tensors |= {"form.triangle": form.frame.triangle.matrix, "form.pivots": form.frame.triangle.pivots}
-        tensors |= {"kept.ids": rows.ids, "kept.keys": rows.keys, "kept.upper": rows.upper}
-        if self.payload_dim:
-            tensors["kept.payload"] = rows.payload
-        return store.pack(fields, tensors)
+        fields |= {"next": self._ids.following, "spans": self._ids.spans, "streams": streams}
+        return store.pack(
+            fields, {f"{i}.{name}": array for i, part in enumerate(parts) for name, array in part[1].items()}
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Sketch:
@@ -398,30 +435,22 @@ class Sketch:
         fields, tensors = store.unpack(data)
         try:
             return cls._from_parts(fields, tensors)
-        except (KeyError, IndexError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
             raise store.SketchFileError(f"the sketch file does not describe a sketch: {error}") from None
 
     @classmethod
     def _from_parts(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
         arguments = {name: fields[name] for name in _ARGUMENTS}
         sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])}, start=fields["next"])
-        triangle = None
-        if "form.triangle" in tensors:
-            triangle = Triangle(tensors["form.triangle"], tensors["form.pivots"])
-        scalars = {name: fields[name] for name in _FORM_SCALARS}
-        frame = Frame(tensors["form.exponents"], triangle)
-        sketch._form = Form(frame, tensors["form.gram"], tensors["form.tail"], **scalars)
-        sketch._form.check(sketch.dim + sketch.intercept)
-        sketch._judge = sketch._form.factor()
-        keys, ids, upper = (tensors[f"kept.{name}"] for name in ("keys", "ids", "upper"))
-        payload = tensors.get("kept.payload", np.zeros((len(ids), 0)))
-        shapes = [keys.shape, payload.shape, upper.shape]
-        if shapes != [(len(ids), sketch.dim), (len(ids), sketch.payload_dim), (len(ids),)] or ids.dtype != np.int64:
-            raise ValueError(f"kept rows have shapes {shapes} for {ids.shape} ids")
-        if not (np.isfinite(keys).all() and np.isfinite(upper).all()):
-            raise ValueError("kept rows must be finite")
-        sketch._kept = [Rows(keys, ids, payload, sketch._judge.bracket(keys)[0], upper)]
-        sketch._dropped = float(fields["dropped"])
+        parts: list[dict[str, np.ndarray]] = [{} for _ in sketch._streams]
+        for name, array in tensors.items():
+            head, _, field = name.partition(".")
+            parts[int(head)][field] = array
+        sketch._streams = [
+            store.put_together(empty, scalars, part, sketch.dim, sketch.payload_dim)
+            for empty, scalars, part in zip(sketch._streams, fields["streams"], parts, strict=True)
+        ]
+        sketch._masked = np.array([check_integer("masked", part["masked"], 0) for part in fields["streams"]], np.int64)
         sketch._ids = Ids(fields["next"], tuple((int(first), int(end)) for first, end in fields["spans"]))
         sketch._settled = twin = sketch.copy()
         twin._settled = twin
@@ -433,7 +462,6 @@ class Sketch:
 
 
 _ARGUMENTS = ("dim", "epsilon", "p", "heads", "decay", "payload_dim", "intercept")
-_FORM_SCALARS = ("rows", "sums", "excuse", "turns", "inherited", "limit")
 
 
 def load(path: str | os.PathLike[str]) -> Sketch:

@@ -7,20 +7,21 @@ A sketch file is a safetensors file whose only metadata key, ``lev``, is JSON wi
 ``dim, epsilon, p, decay, heads, payload_dim, intercept``    the arguments of ``lev.Sketch``
 ``next``        the id that the next row gets by default
 ``spans``       [first, last + 1] of each run of ids that were given by default
-``dropped``     the largest bound any row had when it was dropped
-``rows, sums, excuse, turns, inherited, limit``    the scalars of ``lev.form.Form``, with the same names
+``streams``     for each head, in C order, the scalars of its stream: ``dropped``, the largest bound any row had when it
+                was dropped; ``mass``, the sum of the weights (p != 2); ``epoch``, the power of two in which scales of
+                rows are (decay); ``masked``, how many rows were padding; and ``rows, sums, excuse, turns, inherited,
+                limit`` of ``lev.form.Form``
 
-and whose tensors are
+and whose tensors are, for head number h,
 
-``form.gram``       (r, r) float64, the Gram matrix in the form's frame
-``form.tail``       (D,) float64, the root energy in each column of the rows whose rounding blurs the form
-``form.exponents``  (D,) int64, powers of two of the columns; D = dim, or dim + 1 with an intercept
-``form.triangle``   (r, D) float64 and ``form.pivots`` (D,) int64, the R factor and its columns; absent in an
-                    identity frame
-``kept.ids``        (m,) int64, ascending
-``kept.keys``       (m, dim) in the dtype of the stream
-``kept.upper``      (m,) float64
-``kept.payload``    (m, payload_dim), present if payload_dim > 0
+``h.gram``       (r, r) float64, the Gram matrix in the form's frame
+``h.tail``       (D,) float64, the root energy in each column of the rows whose rounding blurs the form
+``h.exponents``  (D,) int64, powers of two of the columns; D = dim, or dim + 1 with an intercept
+``h.triangle``   (r, D) float64 and ``h.pivots`` (D,) int64, the R factor and its columns; absent in an identity frame
+``h.ids``        (m,) int64, ascending, of the kept rows
+``h.keys``       (m, dim) in the dtype of the stream
+``h.upper``      (m,) float64
+``h.payload``    (m, payload_dim), present if payload_dim > 0
 
 Files are written beside their place and renamed, so a reader never sees half of one.  No pickle inside:
 reading a hostile file can fail, but not run anything.
@@ -32,11 +33,17 @@ import hashlib
 import json
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+from lev.candidates import Candidates
+from lev.form import Form
+from lev.frame import Frame, Triangle
+from lev.rows import Rows
 
 FORMAT = 1
 
@@ -71,6 +78,47 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if found != _checksum(fields, tensors) or data != pack(fields, tensors):
         raise SketchFileError("the checksum does not match: the sketch file is damaged")
     return fields, tensors
+
+
+_FORM_SCALARS = ("rows", "sums", "excuse", "turns", "inherited", "limit")
+_STREAM_SCALARS = ("dropped", "mass", "epoch")
+
+
+def take_apart(stream: Candidates) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the fields and tensors of the pruned state of one stream."""
+    form, (rows,) = stream.form, stream.kept
+    rows = rows.take(np.argsort(rows.ids))
+    fields = {name: getattr(form, name) for name in _FORM_SCALARS}
+    fields |= {name: getattr(stream, name) for name in _STREAM_SCALARS}
+    tensors = {"gram": form.gram, "tail": form.tail, "exponents": form.frame.exponents}
+    if form.frame.triangle is not None:
+        tensors |= {"triangle": form.frame.triangle.matrix, "pivots": form.frame.triangle.pivots}
+    tensors |= {"ids": rows.ids, "keys": rows.keys, "upper": rows.upper}
+    if rows.payload.shape[1]:
+        tensors["payload"] = rows.payload
+    return fields, tensors
+
+
+def put_together(
+    empty: Candidates, fields: dict[str, Any], tensors: dict[str, np.ndarray], columns: int, payload_columns: int
+) -> Candidates:
+    """Return the state of one stream from its parts.  Raises ValueError, TypeError and KeyError."""
+    triangle = Triangle(tensors["triangle"], tensors["pivots"]) if "triangle" in tensors else None
+    scalars = {name: fields[name] for name in _FORM_SCALARS}
+    form = Form(Frame(tensors["exponents"], triangle), tensors["gram"], tensors["tail"], **scalars)
+    form.check(empty.form.frame.dim)
+    keys, ids, upper = (tensors[name] for name in ("keys", "ids", "upper"))
+    payload = tensors.get("payload", np.zeros((len(ids), 0)))
+    shapes = [keys.shape, payload.shape, upper.shape]
+    if shapes != [(len(ids), columns), (len(ids), payload_columns), (len(ids),)] or ids.dtype != np.int64:
+        raise ValueError(f"kept rows have shapes {shapes} for {ids.shape} ids")
+    if not (np.isfinite(keys).all() and np.isfinite(upper).all()):
+        raise ValueError("kept rows must be finite")
+    stream = {name: fields[name] for name in _STREAM_SCALARS}
+    if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in stream.values()):
+        raise ValueError("the stream's scalars must be finite and not negative")
+    held = replace(empty, form=form, kept=(Rows.of(keys, ids, payload),), **stream)
+    return held.rated(upper)
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:

@@ -94,3 +94,34 @@ def orthonormal_scores(keys):
                 column -= (basis @ column) * basis
         column /= np.sqrt(column @ column)
     return (columns**2).sum(axis=0).astype(np.float64)
+
+
+def entries(query, keys, p, ages=None, decay=1.0):
+    """Return the attention weights decay^age |<q,k>|^p / sum of one query, responses exact, powers float64."""
+    responses = [abs(dot(row, exact([query])[0])) for row in exact(keys)]
+    largest = max(responses, default=0)
+    if not largest:
+        return np.zeros(len(responses))
+    ages = np.zeros(len(responses)) if ages is None else np.asarray(ages, float)
+    with np.errstate(divide="ignore"):
+        logs = p * np.log([float(response / largest) for response in responses]) + ages * np.log(decay)
+    powers = np.exp(logs - logs.max())
+    return powers / powers.sum()
+
+
+def ascent(keys, j, p, ages=None, decay=1.0, rounds=6):
+    """Yield queries that give row j more and more weight, by reweighted least squares from the plain one."""
+    scale = decay ** (np.zeros(len(keys)) if ages is None else np.asarray(ages, float) / p)
+    rows = np.asarray(keys, np.float64) * scale[:, None]
+    rows = rows / (np.abs(rows).max(axis=0, initial=0) + (np.abs(rows).max(axis=0, initial=0) == 0))
+    weights = np.ones(len(rows))
+    for _ in range(rounds):
+        query = np.linalg.lstsq(np.sqrt(weights)[:, None] * rows, np.eye(len(rows))[j] * np.sqrt(weights), rcond=None)[
+            0
+        ]
+        yield query / (
+            np.abs(keys * scale[:, None]).max(axis=0, initial=0) + (np.abs(rows).max(axis=0, initial=0) == 0)
+        )
+        size = np.abs(rows @ query)
+        size = np.maximum(size / (size.max() or 1.0), 1e-6)
+        weights = size ** (p - 2)

@@ -144,7 +144,7 @@ def test_plot(keys, lev_):
 BAD = [
     (["scan", "none.npy"], "none.npy: no such file"),
     (["scan", "keys.npy", "--epsilon", "2"], "epsilon must be in (0, 1]; got 2.0"),
-    (["scan", "keys.npy", "--p", "3"], "p must be 2.0 in this release; got 3.0"),
+    (["scan", "keys.npy", "--p", "0"], "p must be positive and finite; got 0.0"),
     (["scan", "keys.npy", "--dim", "5"], "dim is 5, but keys.npy holds rows of 6 numbers"),
     (["scan", "keys.npy", "--rows", "5"], "--rows must be A:B, such as 0:4096 or 4096:; got 5"),
     (["scan", "keys.npy", "--rows", "0:3001"], "rows 0:3001 reach beyond the 3000 of keys.npy"),

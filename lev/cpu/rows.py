@@ -7,8 +7,8 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def widen(rows, scale, out, norms):
-    """Write float64 ``rows * scale`` into ``out`` and squared row norms into ``norms``.
+def widen(rows, factors, scale, out, norms):
+    """Write float64 ``factors[:, None] * rows * scale`` into ``out`` and squared row norms into ``norms``.
 
     ``out`` may have one column more than ``rows``: it holds the constant 1 of affine queries.  One pass saves
     the float64 temporary, the scaled temporary and a second read for the norms.
@@ -17,20 +17,21 @@ def widen(rows, scale, out, norms):
     for i in range(m):
         total = 0.0
         for j in range(d):
-            value = rows[i, j] * scale[j]
+            value = rows[i, j] * scale[j] * factors[i]
             out[i, j] = value
             total += value * value
         if out.shape[1] > d:
-            out[i, d] = scale[d]
-            total += scale[d] * scale[d]
+            value = scale[d] * factors[i]
+            out[i, d] = value
+            total += value * value
         norms[i] = total
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def screen(parts, y_norms, x_norms, following, pad, growth, out):
-    """Write into ``out`` an upper bound on the score of each row that is not yet in the form.
+    """Write into ``out`` an upper bound on the odds of each row: k^T M^+ k for a form M without it.
 
-    sum_i parts_i^2 + |y|^2 / ``following`` bounds the score against the form; ``pad`` |x| is what rounding may
+    sum_i parts_i^2 + |y|^2 / ``following`` bounds them as computed; ``pad`` |x| is what rounding may
     add to its root, and (a + b)^2 <= (1 + t) a^2 + (1 + 1/t) b^2 saves the roots.  One pass saves eight temporaries.
     """
     share = 2.0**-10
@@ -42,4 +43,26 @@ def screen(parts, y_norms, x_norms, following, pad, growth, out):
             bound += np.float64(parts[i, j]) * np.float64(parts[i, j])
         odds = own * bound + rounding * x_norms[i]
         # float32 overflow gives NaN or infinity here, which must pass
-        out[i] = min(odds / (1 + odds) * (1 + 2.0**-52), 1.0) if odds < 1e300 else 1.0
+        out[i] = odds if odds < 1e300 else np.inf
+
+
+@numba.njit(cache=True, nogil=True)
+def lewis_roots(odds, p, out):
+    """Write into ``out`` the root v in [0, 1] of v^(2/p) + a v = a for each odds a, or a little more.
+
+    In z = v for p < 2, z = v^(2/p) for p > 2, the equation is convex, so Newton's method from above stays above.
+    """
+    outer, inner = (2 / p, 1.0) if p < 2 else (1.0, p / 2)  # the equation is z^outer + a z^inner = a
+    for i in range(len(odds)):
+        a = odds[i]
+        z = min(1.0, a if p > 2 else a ** (p / 2))
+        if a == np.inf:
+            z = 1.0
+        elif a > 2.0**-10:
+            for _ in range(60):
+                rise = outer * z ** (outer - 1) + a * inner * z ** (inner - 1)
+                step = (z**outer + a * z**inner - a) / rise
+                z -= max(step, 0.0)
+                if not step > 2.0**-10 * z:
+                    break
+        out[i] = z if p < 2 else z**inner

@@ -1,0 +1,161 @@
+"""A form and the rows that may still reach epsilon: add a block, prune, merge.
+
+A bound on a key's sensitivity, once proved, stays true as rows arrive.  So a row that falls below epsilon is dropped
+for good, and what is kept holds the universal set at every time.  Theory: 02, monotonicity; 03, one pass and merging;
+11, online Lewis weights and decay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lev import bounds
+from lev.factor import Factor
+from lev.form import Form
+from lev.rows import Rows, concatenate
+from lev.weighting import Weighting
+
+_ROUNDS = 12  # of weighing a block against itself
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The immutable state of one stream; scales of rows are in units of 2^epoch."""
+
+    epsilon: float
+    weighting: Weighting
+    form: Form
+    kept: tuple[Rows, ...] = ()  # rows that may still reach epsilon
+    dropped: float = 0.0  # the largest bound of a row that was dropped
+    mass: float = 0.0  # the sum of the weights, for p != 2
+    fresh: float = 0.0  # that part of it which came after the judge
+    epoch: int = 0
+    judge: Factor | None = None  # a factor of the form, perhaps of an earlier state of it
+
+    @property
+    def retained(self) -> int:
+        return sum(map(len, self.kept))
+
+    def _scales(self, ids: np.ndarray) -> np.ndarray:
+        return self.weighting.scales(ids, self.epoch)
+
+    # -- add -----------------------------------------------------------------------------------------------
+
+    def absorb(self, rows: Rows) -> Candidates:
+        """Return the candidates with one block added to the form and its rows kept that may reach epsilon.
+
+        Raises NonFiniteRow.
+        """
+        epoch = self.weighting.epoch(rows.ids)
+        now = self.moved(max(self.epoch, epoch))
+        now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
+        judge = now.judge
+        if upper is None or judge is None:
+            judge, now = now.form.factor(), replace(now, fresh=0.0)
+            upper = now._bracket(rows, judge)[1]
+        now = replace(now, judge=judge)._keep(rows, upper)
+        crowded = now.retained > 2 * now.most() + len(rows)
+        stale = now.form.rows >= 2 * judge.rows or now.fresh > 1 + judge.rank
+        return now.pruned() if crowded or stale else now
+
+    def moved(self, epoch: int) -> Candidates:
+        """Return the same candidates in units of a later epoch.  Exact, but that what underflows is gone."""
+        shift = epoch - self.epoch
+        if shift == 0:
+            return self
+        form, judge = self.form.shifted(shift, self.judge)
+        mass = math.ldexp(self.mass, max(-2 * shift, -4000)) if self.weighting.p > 2 else self.mass
+        return replace(self, form=form, judge=judge, mass=mass, epoch=epoch)
+
+    def _add(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
+        factors = None if self.weighting.decay == 1 else self._scales(rows.ids)
+        form, upper = self.form.add(rows.keys, self.judge, self.epsilon, factors)
+        return replace(self, form=form), upper
+
+    def _add_weighted(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
+        """Add rows with weights from the present judge: an earlier, smaller form makes them larger, so still safe."""
+        scales = self._scales(rows.ids)
+        weights = self.weighting.weights(self.form.odds(rows.keys, self.judge, scales))
+        if weights.sum() > 2 * (1 + self.form.rank):
+            weights = self._balanced(rows.keys, weights, scales)
+        form, _ = self.form.add(rows.keys, self.judge, None, self.weighting.factors(weights, scales))
+        mass = self.weighting.masses(weights, scales)
+        grown = replace(self, form=form, mass=self.mass + mass, fresh=self.fresh + float(weights.sum()))
+        if self.judge is None or form.frame is not self.form.frame:
+            return grown, None
+        return grown, grown._certified(weights ** (2 / self.weighting.p), scales)
+
+    def _balanced(self, keys: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """Return smaller weights for a block that the judge knows too little of, by weighing it against itself."""
+        p = self.weighting.p
+        damping = 1.0 if p <= 2 else 4 / (2 + p)
+        for turn in range(_ROUNDS + (p > 2)):
+            form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
+            odds = np.where(weights > 0, np.maximum(form.factor().bracket(keys, scales)[1], bounds.SMALLEST_ODDS), 0)
+            own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
+            if p <= 2:
+                weights = np.minimum(weights, own)
+            elif turn < _ROUNDS:
+                weights = weights ** (1 - damping) * own**damping
+            else:  # no weight may stand below its row
+                excess = np.divide(own, weights, out=np.zeros_like(own), where=weights > 0).max(initial=0)
+                weights = np.minimum(weights * max(1.0, excess), 1)
+        return weights
+
+    def _certified(self, odds: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        return self.weighting.ends(odds, odds, self.mass, self.form.rows, scales)[1]
+
+    def _keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
+        chosen = upper >= self.epsilon
+        dropped = float(upper[~chosen].max(initial=self.dropped))
+        lower = rows.lower if lower is None else lower
+        some = replace(rows, lower=lower, upper=upper).take(np.flatnonzero(chosen))
+        return replace(self, kept=(*self.kept, some), dropped=dropped)
+
+    # -- bound ---------------------------------------------------------------------------------------------
+
+    def most(self) -> float:
+        """Return the most rows that bounds by the present form let through."""
+        return bounds.max_members(
+            self.form.rank if self.weighting.p == 2 else self.mass, self.epsilon, self.weighting.p
+        )
+
+    def _bracket(self, rows: Rows, judge: Factor) -> tuple[np.ndarray, np.ndarray]:
+        scales = self._scales(rows.ids)
+        lower, upper = judge.bracket(rows.keys, None if self.weighting.decay == 1 else scales)
+        if self.weighting.p != 2:
+            upper = np.maximum(upper, np.where(rows.keys.any(axis=1), bounds.SMALLEST_ODDS, 0.0))
+        return self.weighting.ends(lower, upper, self.mass, self.form.rows, scales)
+
+    def pruned(self) -> Candidates:
+        """Return the candidates with kept rows scored by the present form, those dropped that cannot reach epsilon."""
+        form = self.form.simplified()
+        judge = form.factor()
+        now = replace(self, form=form, judge=judge, kept=(), fresh=0.0)
+        rows = concatenate([part for part in self.kept if len(part)] or [self.kept[-1]])
+        lower, upper = now._bracket(rows, judge)
+        return now._keep(rows, np.minimum(upper, rows.upper), lower)
+
+    def rated(self, upper: np.ndarray) -> Candidates:
+        """Return the candidates with the upper ends known of the kept rows, and lower ends by the present form."""
+        (rows,), judge = self.kept, self.form.factor()
+        return replace(self, judge=judge, kept=(replace(rows, lower=self._bracket(rows, judge)[0], upper=upper),))
+
+    # -- merge ---------------------------------------------------------------------------------------------
+
+    def merge(self, other: Candidates, epsilon: float) -> Candidates:
+        """Return the candidates of both streams for the larger epsilon."""
+        epoch = max(self.epoch, other.epoch)
+        parts = [self.moved(epoch), other.moved(epoch)]
+        form, mass = parts[0].form.merge(parts[1].form), parts[0].mass + parts[1].mass
+        if self.weighting.p < 2:  # weights that were safe in a part are too large in the whole
+            whole = form.factor()
+            share = max(whole.share(part.form.root(), part.form.frame.exponents) for part in parts)
+            if share > 0:
+                form, mass = form.scaled(share ** (1 - 2 / self.weighting.p)), share * mass
+        dropped = max(part.dropped for part in parts)
+        kept = parts[0].kept + parts[1].kept
+        return replace(parts[0], epsilon=epsilon, form=form, mass=mass, kept=kept, dropped=dropped).pruned()

@@ -1,0 +1,103 @@
+"""What a power p and a decay make of rows: their weights in the form, and what the form then proves about them.
+
+Entries decay^(t - j) |<q,k_j>|^p are those of keys scaled by decay^(-j/p), so decay is a scale for each row, taken
+against a common power of two that moves on with the stream.  Row j enters the form M with the factor v_j^(1/2-1/p),
+where v_j >= (k_j^T M^+ k_j)^(p/2) is found as it comes; any such v proves bounds, and for p = 2 the factor is 1.
+Theory: 05, certificates; 11, online Lewis weights and decay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lev import backend, bounds
+from lev.form import scores_of
+
+_FINE = 64  # binary digits of an exponent of two
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The power of the entries, and how they fall with each id."""
+
+    p: float = 2.0
+    decay: float = 1.0
+
+    @cached_property
+    def _step(self) -> int:
+        """How much the exponent of a row's scale rises with each id, in units of 2^-64."""
+        return round(-math.log2(self.decay) / min(self.p, 2.0) * 2**_FINE)
+
+    def epoch(self, ids: np.ndarray) -> int:
+        """Return the power of two of the latest of ``ids``, against which scales are taken."""
+        return (int(ids.max()) * self._step) >> _FINE
+
+    def exponents(self, ids: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the logarithm to base 2 of the scale of each row, (m,), in units of 2^epoch."""
+        if self._step == 0 or not len(ids):
+            return np.zeros(len(ids))
+        first = int(ids.min())
+        offset = (first * self._step - (epoch << _FINE)) / 2**_FINE  # integers first: ids may be large
+        return offset + (ids - first) * (self._step / 2**_FINE)
+
+    def scales(self, ids: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the scale of each row in the form, (m,), in units of 2^epoch; rows of long ago may get 0."""
+        return np.exp2(self.exponents(ids, epoch))
+
+    def weights(self, odds: np.ndarray) -> np.ndarray:
+        """Return v, (m,): the root of v^(2/p) + a v = a, rounded up, for odds a against a form without the row.
+
+        It is the row's own k^T M^+ k, to the power p/2, once it is in the form with weight v.
+        """
+        if self.p == 2:
+            return scores_of(odds)
+        out = np.empty(len(odds))
+        backend.kernels_of(odds).lewis_roots(odds, self.p, out)
+        return np.minimum(out * (1 + bounds.power_error(self.p)), 1.0)
+
+    def factors(self, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """Return what each row is multiplied by in the form, (m,); rows of weight 0 are not in it."""
+        if self.p == 2:
+            return scales
+        with np.errstate(divide="ignore"):
+            return np.where(weights > 0, scales * weights ** (0.5 - 1 / self.p), 0.0)
+
+    def masses(self, weights: np.ndarray, scales: np.ndarray) -> float:
+        """Return the sum of the weights, which decay for p > 2."""
+        return float((weights * scales**2).sum() if self.p > 2 else weights.sum())
+
+    def ends(
+        self, lower: np.ndarray, upper: np.ndarray, mass: float, rows: int, scales: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return proved (lower, upper), (m,), of sensitivities from those of s^2 k^T M^+ k, s the scale of the row.
+
+        With t the latter and V the mass, t^(p/2) is one end and V^(p/2-1) t^(p/2) the other.
+        """
+        if self.p == 2:
+            return np.minimum(lower, 1), np.minimum(upper, 1)
+        alive = upper > 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            seen = np.log(mass) - (2 * np.log(scales) if self.p > 2 else 0.0)
+            low, high = (self.p / 2 * np.log(end) for end in (lower, upper))
+            spread = (self.p / 2 - 1) * seen
+            slack = bounds.power_error(self.p, rows) * (1 + np.abs(spread) + np.abs(high))
+            low, high = low + np.minimum(spread, 0) - slack, high + np.maximum(spread, 0) + slack
+        low = np.where(alive & self._stays_above, np.exp(np.minimum(low, 0)), 0.0)
+        return low, np.where(alive, np.exp(np.minimum(high, 0)), 0.0)
+
+    @property
+    def _stays_above(self) -> bool:
+        """Whether weights stay above their rows, which lower ends need; decayed weights for p > 2 may not."""
+        return self.p <= 2 or self.decay == 1
+
+    def sandwich(self, mass: float, rows: int) -> tuple[float, float]:
+        """Return (low, high): the normaliser lies between these times (q^T M q)^(p/2)."""
+        if self.p == 2 or mass == 0:
+            return 1.0, 1.0
+        spread = (1 - self.p / 2) * math.log(mass)
+        slack = bounds.power_error(self.p, rows) * (1 + abs(spread))
+        return math.exp(min(spread, 0) - slack), math.exp(max(spread, 0) + slack) if self._stays_above else math.inf
