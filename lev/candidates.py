@@ -34,6 +34,7 @@ class Candidates:
     fresh: float = 0.0  # that part of it which came after the judge
     epoch: int = 0
     judge: Factor | None = None  # a factor of the form, perhaps of an earlier state of it
+    current: bool = False  # whether the kept rows are scored by the present form, and so pruned
 
     @property
     def retained(self) -> int:
@@ -50,13 +51,13 @@ class Candidates:
         Raises NonFiniteRow.
         """
         epoch = self.weighting.epoch(rows.ids)
-        now = self.moved(max(self.epoch, epoch))
+        now = replace(self.moved(max(self.epoch, epoch)), current=False)
         now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
         judge = now.judge
         if upper is None or judge is None:
             judge, now = now.form.factor(), replace(now, fresh=0.0)
             upper = now._bracket(rows, judge)[1]
-        now = replace(now, judge=judge)._keep(rows, upper)
+        now = replace(now, judge=judge).keep(rows, upper)
         crowded = now.retained > 2 * now.most() + len(rows)
         stale = now.form.rows >= 2 * judge.rows or now.fresh > 1 + judge.rank
         return now.pruned() if crowded or stale else now
@@ -108,7 +109,8 @@ class Candidates:
     def _certified(self, odds: np.ndarray, scales: np.ndarray) -> np.ndarray:
         return self.weighting.ends(odds, odds, self.mass, self.form.rows, scales)[1]
 
-    def _keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
+    def keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
+        """Return the candidates with those of the rows that may reach epsilon."""
         chosen = upper >= self.epsilon
         dropped = float(upper[~chosen].max(initial=self.dropped))
         lower = rows.lower if lower is None else lower
@@ -132,12 +134,14 @@ class Candidates:
 
     def pruned(self) -> Candidates:
         """Return the candidates with kept rows scored by the present form, those dropped that cannot reach epsilon."""
+        if self.current:
+            return self
         form = self.form.simplified()
         judge = form.factor()
-        now = replace(self, form=form, judge=judge, kept=(), fresh=0.0)
+        now = replace(self, form=form, judge=judge, kept=(), fresh=0.0, current=True)
         rows = concatenate([part for part in self.kept if len(part)] or [self.kept[-1]])
         lower, upper = now._bracket(rows, judge)
-        return now._keep(rows, np.minimum(upper, rows.upper), lower)
+        return now.keep(rows, np.minimum(upper, rows.upper), lower)
 
     def rated(self, upper: np.ndarray) -> Candidates:
         """Return the candidates with the upper ends known of the kept rows, and lower ends by the present form."""
@@ -158,4 +162,6 @@ class Candidates:
                 form, mass = form.scaled(share ** (1 - 2 / self.weighting.p)), share * mass
         dropped = max(part.dropped for part in parts)
         kept = parts[0].kept + parts[1].kept
-        return replace(parts[0], epsilon=epsilon, form=form, mass=mass, kept=kept, dropped=dropped).pruned()
+        return replace(
+            parts[0], epsilon=epsilon, form=form, mass=mass, kept=kept, dropped=dropped, current=False
+        ).pruned()

@@ -169,6 +169,18 @@ class Form:
         own = 2 * once if whole <= each else turned + once
         return own + excused * once, margin + min(whole, each)
 
+    def plain_rounding(self, size: float, inverse: float) -> tuple[float, float]:
+        """Return (reach, slack) in an identity frame for a Cholesky factor, given both traces, of G and its inverse.
+
+        Twice the square root of their product is the most that the inverted factor may be off, relatively.
+        """
+        dim = self.frame.dim
+        once = bounds.dot_error(dim) * math.sqrt(inverse)
+        error = bounds.gram_error(backend.PIECE, self.sums) + 4 * bounds.dot_error(dim)
+        margin = error * size * inverse + 4 * bounds.dot_error(2 * dim) * math.sqrt(size * inverse)
+        slack = margin + _squared((1 + self.turns) * once * float(np.linalg.norm(self.tail)))
+        return once, self.inherited + slack
+
     def _gram_margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
         if smallest is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lev import backend
 from lev.form import Form, NonFiniteRow
+from lev.heads import scores_all
 
 _BLOCK = 2**20  # numbers of one block
 
@@ -31,10 +32,13 @@ def leverage_scores(keys: Any) -> Any:
         raise ValueError(f"keys must have shape (..., n, d); got {array.shape}")
     if array.shape[-1] == 0:
         raise ValueError(f"keys must have at least one column; got shape {array.shape}")
-    scores = np.zeros(array.shape[:-1])
-    for head in np.ndindex(array.shape[:-2]):
-        scores[head] = _scores(array[head])
-    return family.out(scores)
+    if array.ndim == 2:
+        return family.out(_scores(array))
+    if array.size == 0:
+        return family.out(np.zeros(array.shape[:-1]))
+    heads = array.reshape(-1, *array.shape[-2:])
+    found = [_scores(keys) if scores is None else scores for keys, scores in zip(heads, scores_all(heads), strict=True)]
+    return family.out(np.reshape(found, array.shape[:-1]))
 
 
 def _scores(keys: np.ndarray) -> np.ndarray:
