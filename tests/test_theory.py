@@ -22,6 +22,7 @@ THEORY = Path(__file__).parent.parent / "theory"
 sys.path.insert(0, str(THEORY))
 exact = importlib.import_module("exact")
 rounding = importlib.import_module("04_rounding")
+online = importlib.import_module("11_online_lewis")
 
 MARGIN = bounds.margin(np.dtype(np.float64))
 few = settings(max_examples=25, derandomize=True)
@@ -376,6 +377,22 @@ def test_key_dropped_before_the_rank_rose_is_within_the_blur():
     assert all(weight <= said + blur for weight, said, blur, _ in seen)
     # full rank in the end does not show that nothing is hidden
     assert any(weight > math.sqrt(0.05) and not held for weight, _, _, held in seen)
+
+
+# -- 11 ----------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from(online.POWERS), st.integers(1, 4))
+@few
+def test_online_weights_fit(seed, p, dim):
+    rng = np.random.default_rng(seed)
+    keys = rng.standard_normal((30, dim)) * np.exp(rng.standard_normal((30, 1)))
+    assert online.fits(keys, p)
+    assert online.last_row_fits(keys, p, 1.001)
+    assert not online.last_row_fits(keys, p, 0.98)
+    online.proves(keys, p, rng)
+    assert 0 < online.parts(keys, p) <= 1 + 1e-9
+    online.size(keys, p)
 
 
 # -- the folder --------------------------------------------------------------------------------------------

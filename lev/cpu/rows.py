@@ -58,7 +58,7 @@ def lewis_roots(odds, p, out):
         z = min(1.0, a if p > 2 else a ** (p / 2))
         if a == np.inf:
             z = 1.0
-        elif a > 2.0**-10:
+        elif z > 2.0**-10:
             for _ in range(60):
                 rise = outer * z ** (outer - 1) + a * inner * z ** (inner - 1)
                 step = (z**outer + a * z**inner - a) / rise
