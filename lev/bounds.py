@@ -54,7 +54,7 @@ def dot_error(length: int, unit: float = UNIT) -> float:
 def power_error(p: float, terms: int = 0) -> float:
     """Return the relative rounding error of p/2-th powers, per unit of their logarithms, and of sums of ``terms``.
 
-    Theory: 11, online Lewis weights and decay.
+    Theory: 12, online Lewis weights and decay.
     """
     return dot_error(terms + 16) * (1 + p)
 

@@ -2,7 +2,7 @@
 
 A bound on a key's sensitivity, once proved, stays true as rows arrive.  So a row that falls below epsilon is dropped
 for good, and what is kept holds the universal set at every time.  Theory: 02, monotonicity; 03, one pass and merging;
-11, online Lewis weights and decay.
+12, online Lewis weights and decay.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate
+from lev.second import Replay, tighten
 from lev.universal import UniversalSet
 from lev.weighting import Weighting
 
@@ -290,6 +292,29 @@ class Sketch:
             omitted=omitted,
         )
 
+    def second_pass(self, keys: Any, epsilon: float | None = None) -> UniversalSet:
+        """Return the universal set with its scores tightened by reading the same rows again; the sketch stays.
+
+        ``keys`` are all rows seen, in order: an array (n, dim), or an iterable of blocks that can be read many times.
+        For p != 2 a sketch holds a superset; here the sensitivity of each row it holds is bounded from both sides
+        until epsilon is decided or rounding forbids it, so ``exact`` is usually True.  For p = 2 the set is exact as it
+        is, and no row is read.  Guarantee: as for :meth:`universal_set`.
+        Cost: some passes, O(n d^2) for each row that the first pass left undecided; memory O(d^2).
+        Raises TypeError, and ValueError for p < 1 (not convex), for heads, and if the rows are not as many.
+        Theory: 05, duality; 12, online Lewis weights and decay.
+        """
+        epsilon = self._answerable(epsilon)
+        if self.heads or self.p < 1:
+            raise ValueError(f"second_pass needs heads=() and p >= 1; this sketch has heads={self.heads}, p={self.p:g}")
+        if self.p == 2:
+            return self._members(0, epsilon)
+        (stream,) = self._settle()._streams
+        replay = Replay(keys, self.dim, self._ids.spans[0][0] if self._ids.spans else 0, self.count)
+        twin = self._settle().copy()
+        twin._streams = [replace(stream, kept=(tighten(stream, replay, epsilon),))]
+        twin._settled = twin
+        return twin._members(0, epsilon)
+
     def stack(self, k: int) -> tuple[Any, Any, Any]:
         """Return (indices, scores, mask), each (*heads, k): the k highest scores of each head, the best first.
 
@@ -315,7 +340,7 @@ class Sketch:
         seen by default; with heads a list of them, in C order.  For p = 2 its data are the exact entries.  For other
         p they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a csr_array of the same
         entries' proved lower ends.  Cost: (rank + retained) d a query.
-        Raises TypeError and ValueError.  Theory: 01, universal sets; 11, online Lewis weights and decay.
+        Raises TypeError and ValueError.  Theory: 01, universal sets; 12, online Lewis weights and decay.
         """
         epsilon = self._answerable(epsilon)
         asked, groups = self._checked_queries(queries)

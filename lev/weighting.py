@@ -3,7 +3,7 @@
 Entries decay^(t - j) |<q,k_j>|^p are those of keys scaled by decay^(-j/p), so decay is a scale for each row, taken
 against a common power of two that moves on with the stream.  Row j enters the form M with the factor v_j^(1/2-1/p),
 where v_j >= (k_j^T M^+ k_j)^(p/2) is found as it comes; any such v proves bounds, and for p = 2 the factor is 1.
-Theory: 05, certificates; 11, online Lewis weights and decay.
+Theory: 05, certificates; 12, online Lewis weights and decay.
 """
 
 from __future__ import annotations

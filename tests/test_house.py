@@ -24,7 +24,7 @@ LAYERS = [
     {"weighting", "eliminate", "universal"},
     {"candidates"},
     {"heads", "heavy", "store"},
-    {"scores"},
+    {"scores", "second"},
     {"refine"},
     {"lewis"},
     {"sketch"},

@@ -230,3 +230,49 @@ def test_affine_queries_for_other_powers():
     total = np.sum(np.abs(with_one @ query) ** 3)
     low, high = sketch.normalizer(query[None])
     assert low[0] <= total <= high[0]
+
+
+# -- a second pass -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(streams(families=("gaussian", "integers", "repeated", "sparse", "low_rank"), most_rows=40), EPSILONS, st.data())
+def test_a_second_pass_tightens_and_misses_nothing(keys, epsilon, data):
+    p = data.draw(st.sampled_from([1.0, 1.5, 3.0, 4.0, 6.0]))
+    lower, upper = lev.sensitivities(keys, p)
+    sketch = lev.Sketch(keys.shape[1], epsilon, p).update(keys)
+    before = sketch.to_bytes()
+    found = sketch.second_pass(np.array_split(keys, 3))
+    assert sketch.to_bytes() == before
+    said = np.full(len(keys), found.omitted)
+    said[found.indices] = found.scores
+    assert np.all(said >= lower * (1 - 1e-12))
+    assert set(np.flatnonzero(lower >= epsilon)) <= set(found.indices.tolist())
+    assert set(found.indices.tolist()) <= set(sketch.universal_set().indices.tolist())
+    if found.exact:
+        assert np.all(upper[found.indices] >= epsilon * (1 - 1e-4))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 3.0, 4.0])
+def test_a_second_pass_makes_a_stream_exact(p):
+    rng = np.random.default_rng(12)
+    keys = (rng.standard_normal((3000, 5)) * np.exp(0.7 * rng.standard_normal((3000, 1)))).astype(np.float32)
+    sketch = lev.Sketch(5, 0.01, p, decay=0.9999).update(keys)
+    found = sketch.second_pass(keys)
+    assert found.exact or p == 1  # where reweighting is slow
+    assert len(found) < len(sketch.universal_set())
+    lower, upper = lev.sensitivities(keys * 0.9999 ** (np.arange(3000)[::-1, None] / p), p, found.indices[:20])
+    assert np.all(found.scores[:20] >= lower * (1 - 1e-9))
+    assert p == 1 or np.all(upper >= 0.01)
+
+
+def test_what_a_second_pass_refuses():
+    keys = np.random.default_rng(13).standard_normal((50, 2))
+    sketch = lev.Sketch(2, 0.01, 3.0).update(keys)
+    with pytest.raises(TypeError, match="keys must be readable many times; got a generator"):
+        sketch.second_pass(block for block in [keys])
+    with pytest.raises(ValueError, match="keys must be the 50 rows of the sketch; got 49"):
+        sketch.second_pass(keys[1:])
+    with pytest.raises(ValueError, match="second_pass needs heads=\\(\\) and p >= 1"):
+        lev.Sketch(2, 0.01, 0.5).update(keys).second_pass(keys)
+    assert len(lev.Sketch(2, 0.01).update(keys).second_pass(None)) == len(lev.universal_set(keys, 0.01))

@@ -22,7 +22,7 @@ THEORY = Path(__file__).parent.parent / "theory"
 sys.path.insert(0, str(THEORY))
 exact = importlib.import_module("exact")
 rounding = importlib.import_module("04_rounding")
-online = importlib.import_module("11_online_lewis")
+online = importlib.import_module("12_online_lewis")
 
 MARGIN = bounds.margin(np.dtype(np.float64))
 few = settings(max_examples=25, derandomize=True)
@@ -379,7 +379,7 @@ def test_key_dropped_before_the_rank_rose_is_within_the_blur():
     assert any(weight > math.sqrt(0.05) and not held for weight, _, _, held in seen)
 
 
-# -- 11 ----------------------------------------------------------------------------------------------------
+# -- 12 ----------------------------------------------------------------------------------------------------
 
 
 @given(seeds, st.sampled_from(online.POWERS), st.integers(1, 4))

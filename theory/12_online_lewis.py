@@ -1,4 +1,4 @@
-"""Check note 11: weights as rows come, what they prove, parts in a whole, decay; and where each would fail."""
+"""Check note 12: weights as rows come, what they prove, parts in a whole, decay; and where each would fail."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""A second look at a stream that can be replayed: the sensitivities of the kept rows, from both sides.
+
+The first pass leaves a form M and the rows that may reach epsilon.  In coordinates that whiten M, each pass solves one
+weighted least squares problem for every row that is undecided: its query proves a lower end, its dual an upper one.
+Memory O(d^2) for each row that is looked at.  Theory: 05, duality; 12, online Lewis weights and decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lev import backend, bounds
+from lev.candidates import Candidates
+from lev.rows import Rows
+
+_TOGETHER = 8  # rows that are refined in one pass over the stream
+_PASSES = 40
+_LEAST = 1e-12  # weight of a row in a least squares problem, against the largest
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All rows of a stream, as often as they are asked for."""
+
+    keys: Any  # (n, dim), or an iterable of blocks that starts anew each time
+    dim: int
+    first: int  # the id of the first row
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield blocks and their ids.  Raises TypeError and ValueError."""
+        if isinstance(self.keys, Iterator):
+            raise TypeError(f"keys must be readable many times; got a {type(self.keys).__name__}, which is not")
+        seen = 0
+        for block in [self.keys] if hasattr(self.keys, "shape") else self.keys:
+            rows, _ = backend.finite_matrix("keys", block, self.dim)
+            yield rows, np.arange(self.first + seen, self.first + seen + len(rows))
+            seen += len(rows)
+        if seen != self.count:
+            raise ValueError(f"keys must be the {self.count} rows of the sketch; got {seen}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Rows in coordinates that whiten the form, each with what rounding may have made of it."""
+
+    stream: Candidates
+    replay: Replay
+
+    def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for keys, ids in self.replay:
+            for start in range(0, len(keys), backend.PIECE):
+                part = slice(start, start + backend.PIECE)
+                yield self.of(keys[part], ids[part])
+
+    def of(self, keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        judge, weighting = self.stream.judge or self.stream.form.factor(), self.stream.weighting
+        factors = weighting.scales(ids, self.stream.epoch) ** min(1.0, 2 / weighting.p)
+        x, norms = judge.frame.widen(keys, factors)
+        y, _ = judge.frame.coordinates(x)
+        return y @ judge.whiten, judge.reach * np.sqrt(norms)
+
+
+def tighten(stream: Candidates, replay: Replay, epsilon: float) -> Rows:
+    """Return the kept rows with their ends narrowed until epsilon is not between them, or rounding forbids it.
+
+    ``stream`` is pruned and has p >= 1.  Cost: O(n d^2) a pass for each row that its first bounds leave undecided.
+    """
+    space, (rows,) = _Space(stream, replay), stream.kept
+    lower, upper = rows.lower.copy(), rows.upper.copy()
+    undecided = np.flatnonzero((upper >= epsilon) & (lower < epsilon))
+    while undecided.size:
+        group, undecided = undecided[:_TOGETHER], undecided[_TOGETHER:]
+        targets, pads = space.of(rows.keys[group], rows.ids[group])
+        lower[group], upper[group] = _refined(space, targets, pads, lower[group], upper[group], epsilon)
+    return replace(rows, lower=lower, upper=upper)
+
+
+def _refined(
+    space: _Space, targets: np.ndarray, pads: np.ndarray, lower: np.ndarray, upper: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return narrower (lower, upper) of the rows ``targets``, (c, r)."""
+    p = space.stream.weighting.p
+    count, rank = targets.shape
+    queries, steps = targets / np.square(targets).sum(axis=1, keepdims=True), np.zeros((count, rank))
+    weights = None  # the first least squares problem is that of the form itself
+    for _ in range(_PASSES):
+        grams, lows, highs = _one_pass(space, queries, weights, steps, targets, pads)
+        lower, upper = np.maximum(lower, lows), np.minimum(upper, highs)
+        if np.all((upper < epsilon) | (lower >= epsilon) | (lower >= (1 - bounds.BRACKET_TOLERANCE) * upper)):
+            break
+        weights = queries.copy()
+        steps = np.stack([np.linalg.solve(gram, target) for gram, target in zip(grams, targets, strict=True)])
+        ahead = steps / np.einsum("cr,cr->c", steps, targets)[:, None]
+        queries = queries + (ahead - queries) / max(1.0, p - 1)
+    return lower, upper
+
+
+def _one_pass(
+    space: _Space,
+    queries: np.ndarray,
+    weights: np.ndarray | None,
+    steps: np.ndarray,
+    targets: np.ndarray,
+    pads: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the stream once: return the least squares problems of the queries, and proved lower and upper ends.
+
+    Weights are |<x,z>|^(p-2) of the queries before, ``steps`` the solutions y of their problems: u = D Z y is a dual.
+    """
+    p = space.stream.weighting.p
+    count, rank = targets.shape
+    power = p / (p - 1) if p > 1 else math.inf
+    size = np.linalg.norm(queries, axis=1)
+    grams, totals = np.zeros((count, rank, rank)), np.zeros(count)
+    norms, sums, blurs, seen = np.zeros(count), np.zeros((count, rank)), np.zeros(count), 0
+    for z, blur in space.rows():
+        seen += len(z)
+        response = np.abs(z @ queries.T)
+        totals += ((response + np.outer(blur + bounds.dot_error(rank) * np.linalg.norm(z, axis=1), size)) ** p).sum(
+            axis=0
+        )
+        for c, column in enumerate(response.T):
+            grams[c] += z.T @ (_tempered(column, p)[:, None] * z)
+        if weights is not None:
+            u = np.stack([_tempered(np.abs(z @ query), p) for query in weights], axis=1) * (z @ steps.T)
+            norms = np.maximum(norms, np.abs(u).max(axis=0)) if p == 1 else norms + (np.abs(u) ** power).sum(axis=0)
+            sums += u.T @ z
+            blurs += (blur + bounds.dot_error(rank + seen) * np.linalg.norm(z, axis=1)) @ np.abs(u)
+    own = np.maximum(np.abs(np.einsum("cr,cr->c", queries, targets)) - pads * size, 0) * (
+        1 - bounds.dot_error(4 * rank)
+    )
+    slack = 1 - bounds.dot_error(seen + 16) * (1 + p)
+    lows = np.divide(own**p, totals, out=np.zeros(count), where=totals > 0) * slack
+    if weights is None:
+        return grams, lows, np.ones(count)
+    left = np.linalg.norm(sums - targets, axis=1) * (1 + bounds.dot_error(4 * rank)) + blurs + pads
+    dual = norms if p == 1 else norms ** (1 / power)
+    return grams, lows, np.minimum(1, (dual / slack + _reach(space) * left) ** p / slack)
+
+
+def _tempered(response: np.ndarray, p: float) -> np.ndarray:
+    return np.maximum(response, _LEAST) ** (p - 2)
+
+
+def _reach(space: _Space) -> float:
+    """Return c with |y| <= c ||Z y||_p for every y: the form's own lower end of the normaliser."""
+    low, _ = space.stream.weighting.sandwich(space.stream.mass, space.stream.form.rows)
+    slack = min(space.stream.form.factor().slack, 0.5)
+    return float((low * (1 - slack) ** (space.stream.weighting.p / 2)) ** (-1 / space.stream.weighting.p))
