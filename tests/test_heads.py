@@ -174,8 +174,8 @@ def test_bad_blocks_are_refused_and_change_nothing(arguments, error, message):
     with pytest.raises(error, match=message):
         sketch.update(**arguments)
     assert sketch.to_bytes() == before
+    bad = plain().reshape(2, 2, 500, 6)
+    bad[1, 0, 301, 2] = np.nan
     with pytest.raises(ValueError, match="row 301 holds NaN"):
-        bad = plain().reshape(2, 2, 500, 6)
-        bad[1, 0, 301, 2] = np.nan
         sketch.update(bad)
     assert sketch.to_bytes() == before

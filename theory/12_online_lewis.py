@@ -40,7 +40,7 @@ def fits(keys: np.ndarray, p: float, factor: float = 1.0) -> bool:
 
 def last_row_fits(keys: np.ndarray, p: float, factor: float) -> bool:
     """1: whether the last row fits at once, which below the root it does not."""
-    form, v = stream(keys[:-1], p)
+    form = stream(keys[:-1], p)[0]
     root = Weighting(p).weights(np.array([odds(form, keys[-1])]))[0]
     form = form + (factor * root) ** (1 - 2 / p) * np.outer(keys[-1], keys[-1])
     return bool(omega(form, keys[-1:], p)[0] <= factor * root * (1 + 1e-9))
