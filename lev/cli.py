@@ -57,7 +57,7 @@ def _lev(
 def scan(
     keys: Annotated[list[str], typer.Argument(metavar="KEYS...", help=_KEYS + ".  Several are one stream.")],
     epsilon: Annotated[float, typer.Option(help="Threshold in (0, 1]: find every key that can receive it.")] = 0.05,
-    p: Annotated[float, typer.Option(help="Exponent of the weights |<q,k>|^p; 2 in this release.")] = 2.0,
+    p: Annotated[float, typer.Option(help="Exponent of the weights |<q,k>|^p: exact for 2, else a superset.")] = 2.0,
     tensor: Tensor = None,
     head: Head = None,
     dim: Annotated[int | None, typer.Option(help="Numbers in a row; needed for standard input.")] = None,
@@ -68,6 +68,7 @@ def scan(
         str | None,
         typer.Option(metavar="A:B", help="Read rows A to B - 1 only, for a scan in parts; merge them after."),
     ] = None,
+    decay: Annotated[float, typer.Option(help="Weights fall by this factor with each row, in (0, 1].")] = 1.0,
     intercept: Annotated[bool, typer.Option("--intercept", help="Also for queries <q,k> + b: centred scores.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the sketch here.")] = None,
     as_json: AsJson = False,
@@ -83,7 +84,7 @@ def scan(
             first = readers[0]
             raise ValueError(f"{reader.source} has rows of {reader.dim} numbers, {first.source} of {first.dim}")
     first_id = readers[0].first if start is None else start
-    sketch = lev.Sketch(readers[0].dim, epsilon, p, start=first_id, intercept=intercept)
+    sketch = lev.Sketch(readers[0].dim, epsilon, p, start=first_id, decay=decay, intercept=intercept)
     with report.progress(readers) as advance:
         for reader in readers:
             _absorb(sketch, reader, advance)
@@ -210,9 +211,12 @@ def _picture(sketch: lev.Sketch, output: Path) -> str:
 
 def _load(path: Path) -> lev.Sketch:
     try:
-        return lev.load(path)
+        held = lev.load(path)
     except lev.SketchFileError as error:
         raise ValueError(f"{path}: {error}") from None
+    if held.heads:
+        raise ValueError(f"{path} holds a sketch with heads={held.heads}; the command line reads those without")
+    return held
 
 
 def _absorb(sketch: lev.Sketch, reader: Reader, advance: Callable[[int], None]) -> None:

@@ -154,12 +154,13 @@ def _sizes(axes: Axes, members: UniversalSet, rank: int) -> None:
     scores, epsilon = np.sort(np.asarray(members.scores)), members.epsilon
     right = min(1.0, 1.25 * float(scores.max(initial=1.2 * epsilon)))
     curve = np.geomspace(epsilon, right, 50)
-    bound = np.array([bounds.max_members(rank, value) for value in curve])
+    bound = np.array([bounds.max_members(rank, value, members.p) for value in curve])
     allowed = np.maximum(np.minimum(bound, members.count), 0.1)
     _log(axes, "x", epsilon * (epsilon / right) ** 0.04, max(right, 1.01 * epsilon), percent)
     _log(axes, "y", 0.7, 4 * max(2.0, allowed[0]), lambda size: f"{size:,.0f}")
     axes.plot(curve, allowed, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
-    _label(axes, "rank / ε, or all keys" if members.count < bound[0] else "rank / ε", curve[1], allowed[0], _MUTED)
+    allowance = "rank / ε" if members.p <= 2 else f"rank^{members.p / 2:g} / ε"
+    _label(axes, allowance + ", or all keys" * bool(members.count < bound[0]), curve[1], allowed[0], _MUTED)
     if len(scores):
         at = np.concatenate([[epsilon], scores, scores[-1:]])
         sizes = np.append(len(scores) - np.searchsorted(scores, at[:-1]), 0.1)

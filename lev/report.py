@@ -29,20 +29,27 @@ def sketch(
     held: Sketch, members: UniversalSet, *, as_json: bool, listed: int | None = None, output: Path | None = None
 ) -> None:
     """Print what ``members``, a universal set of the sketch ``held``, says."""
-    most = min(bounds.max_members(held.rank, members.epsilon), float(held.count))
+    most = min(bounds.max_members(held.rank, members.epsilon, held.p), float(held.count))
     if as_json:
-        facts: dict[str, Any] = {"count": held.count, "dim": held.dim, "rank": held.rank, "p": held.p}
+        facts: dict[str, Any] = {
+            "count": held.count,
+            "dim": held.dim,
+            "rank": held.rank,
+            "p": held.p,
+            "decay": held.decay,
+        }
         facts |= {"intercept": held.intercept, "resolution": held.resolution, "epsilon": members.epsilon}
         facts |= {"size": len(members), "bound": most, "exact": members.exact, "omitted": members.omitted}
         facts |= {"indices": members.indices.tolist(), "scores": members.scores.tolist()}
         _json(facts | {"output": None if output is None else str(output)})
         return
     centred = ", with an intercept" if held.intercept else ""
+    rank = "rank" if held.p <= 2 else f"rank^{held.p / 2:g}"
     lines = {
         "keys": f"{held.count:,} of {held.dim} numbers, rank {held.rank}{centred}",
         "epsilon": f"{members.epsilon:.6g}",
-        "members": f"{len(members):,}; theory allows {most:,.0f} (rank / epsilon)",
-        "exact": "yes, each member can reach epsilon" if members.exact else "no, a few members may be below epsilon",
+        "members": f"{len(members):,}; theory allows {most:,.0f} ({rank} / epsilon)",
+        "exact": "yes, each member can reach epsilon" if members.exact else "no, some members may be below epsilon",
         "omitted": f"{members.omitted:.6g}, the most that any other key can get",
         "resolution": f"{held.resolution:.2g}",
     }

@@ -167,6 +167,8 @@ BAD = [
     (["show", "a.lev", "--top", "-1"], "k must be >= 0; got -1"),
     (["heavy", "a.lev", "narrow.npy"], "queries must have shape (m, 6); got (4, 2)"),
     (["heavy", "a.lev", "nan.npy"], "nan.npy must be finite; row 2500 holds NaN or infinity"),
+    (["show", "heads.lev"], "heads.lev holds a sketch with heads=(2,)"),
+    (["scan", "keys.npy", "--decay", "2"], "decay must be in (0, 1]; got 2.0"),
     (["plot", "a.lev", "-o", "a.gif"], "path must end in .png or .svg; got a.gif"),
 ]
 
@@ -174,9 +176,18 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input(keys, refused, arguments, message):
     lev.Sketch(6, EPSILON).update(KEYS).save("a.lev")
+    lev.Sketch(6, EPSILON, heads=(2,)).save("heads.lev")
     np.save("narrow.npy", np.ones((4, 2)))
     np.save("nan.npy", np.where(np.arange(3000)[:, None] == 2500, np.nan, KEYS))
     assert refused(*arguments).startswith(message)
+
+
+@pytest.mark.parametrize("options", [["--p", "4"], ["--p", "1"], ["--decay", "0.999"]])
+def test_other_powers_and_decay(keys, options):
+    done = shell("scan", "keys.npy", "--json", *options)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert {5, 1200, 2999} & set(json.loads(done.stdout)["indices"])
+    assert b"theory allows" in shell("scan", "keys.npy", *options).stdout
 
 
 def test_a_pipe_end_to_end(keys):
