@@ -1,0 +1,135 @@
+"""Attention with weights |<q,k>|^p: exact normalisers over all keys, and p = 2 in linear time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, pad
+from torch.utils.checkpoint import checkpoint
+
+_CHUNK = 256  # queries of one step
+
+
+def power_attention(
+    query: Tensor, key: Tensor, value: Tensor, roots: Tensor, p: float, mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Return sum_j |<q,k_j> / root|^p v_j over the keys that the mask allows; roots are (..., l, 1)."""
+    wide = torch.promote_types(query.dtype, torch.float32)  # powers of narrow numbers overflow
+    shares = (query.to(wide) @ key.to(wide).mT).abs() / roots.to(wide)
+    if mask is not None:
+        shares = shares.masked_fill(~mask, 0)
+    weights = dropout(shares.pow(p), dropout_p, dropout_p > 0)
+    return (weights @ value.to(wide)).to(value.dtype)
+
+
+def power_roots(query: Tensor, key: Tensor, p: float, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return Z^{1/p} for Z = sum_j |<q,k_j>|^p over all keys that a query may use, float64 (..., l, 1); 1 for 0.
+
+    ``mask`` is bool, broadcastable to (..., l, n).  For p = 2 and a mask that is the same for every query Z is
+    q^T G q, prefix by prefix if causal: O(d^2) a query.  Otherwise all keys are gone through, some queries at a
+    time: exact too, O(n d) a query, and memory linear in n, also backwards.
+    """
+    query, key = query.double(), key.double()
+    if p == 2 and (mask is None or mask.shape[-2] == 1):
+        if mask is not None:
+            key = key.masked_fill(~mask.mT, 0)
+        total = _square_sums(query, key, is_causal)
+        return torch.where(total > 0, total, 1).sqrt()
+    parts = []
+    for i, part in enumerate(query.split(_CHUNK, -2)):
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask.split(_CHUNK, -2)[i]
+        parts.append(checkpoint(_root_sums, part, key, p, seen, i * _CHUNK if is_causal else None, use_reentrant=False))
+    return torch.cat(parts, -2)
+
+
+def _root_sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, first: int | None) -> Tensor:
+    size = (query @ key.mT).abs()
+    if mask is not None:
+        size = size.masked_fill(~mask, 0)
+    if first is not None:
+        size = size.tril(first)
+    largest = size.detach().amax(-1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1)
+    total = (size / largest).pow(p).sum(-1, keepdim=True)
+    return largest * torch.where(total > 0, total, 1).pow(1 / p)
+
+
+def _square_sums(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
+    if not is_causal:
+        return ((query @ (key.mT @ key)) * query).sum(-1, keepdim=True)
+    key = pad(key, (0, 0, 0, query.shape[-2] - key.shape[-2]))  # zeros weigh nothing
+    before, parts = torch.zeros_like(key[..., :1, :].mT @ key[..., :1, :]), []
+    for part, block in zip(query.split(_CHUNK, -2), key.split(_CHUNK, -2), strict=True):
+        near = (part @ block.mT).square().tril().sum(-1, keepdim=True)
+        parts.append(near + ((part @ before) * part).sum(-1, keepdim=True))
+        before = before + block.mT @ block
+    return torch.cat(parts, -2)
+
+
+def square_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False, enable_gqa: bool = False
+) -> Tensor:
+    """Return sum_j <q,k_j>^2 v_j / sum_j <q,k_j>^2 over all keys, in linear time.
+
+    Shapes are those of ``torch.nn.functional.scaled_dot_product_attention``.  A key of zeros has no weight, which
+    is how to leave out padding; where all weights are zero the output is zero.  Both sums come from second
+    moments of the keys, so this less ``lev_attention(..., f=2)`` is what the keys outside the universal set add.
+    Guarantee: exact up to float64 rounding.  Cost: O(d^2 c / 2) a token for values of c columns; memory d^2 c / 2
+    numbers a head, and one chunk.  Raises ValueError for shapes that do not match.
+    Theory: 01, universal sets.
+
+    >>> import torch
+    >>> q, k, v = torch.ones(1, 2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [6.0]])
+    >>> square_attention(q, k, v)
+    tensor([[5.]])
+    """
+    check_shapes(query, key, value, enable_gqa)
+    q, k = query.double(), key.double()
+    v = pad(value.double(), (0, 1), value=1)  # the last column adds up the weights
+    if enable_gqa:
+        q, k, v = q.unflatten(-3, (key.shape[-3], -1)), k.unsqueeze(-3), v.unsqueeze(-3)
+    both = _prefix_moments(q, k, v) if is_causal else _moments(q, k, v)
+    both = both.flatten(-4, -3) if enable_gqa else both
+    total = both[..., -1:]
+    return (both[..., :-1] / torch.where(total > 0, total, 1)).to(value.dtype)
+
+
+def _moments(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return sum_j <q,k_j>^2 v_j of every query."""
+    moments = key.new_zeros(())
+    for block, values in zip(key.split(_CHUNK, -2), value.split(_CHUNK, -2), strict=True):
+        moments = moments + _squares(block).mT @ values
+    return torch.cat([_squares(part) @ moments for part in query.split(_CHUNK, -2)], -2)
+
+
+def _prefix_moments(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return sum_{j <= i} <q_i,k_j>^2 v_j of every query i."""
+    key, value = (pad(rows, (0, 0, 0, query.shape[-2] - rows.shape[-2])) for rows in (key, value))
+    moments, parts = None, []
+    for part, block, values in zip(*(rows.split(_CHUNK, -2) for rows in (query, key, value)), strict=True):
+        near, own = (part @ block.mT).square().tril() @ values, _squares(block).mT @ values
+        parts.append(near if moments is None else near + _squares(part) @ moments)
+        moments = own if moments is None else moments + own
+    return torch.cat(parts, -2)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Return the d (d + 1) / 2 products x_i x_j of every row, weighed so that <S(x), S(y)> = <x, y>^2."""
+    i, j = torch.triu_indices(rows.shape[-1], rows.shape[-1], device=rows.device)
+    return rows[..., i] * rows[..., j] * torch.where(i == j, 1.0, 2**0.5).to(rows.dtype)
+
+
+def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    """Raise ValueError or TypeError unless the three go together as scaled_dot_product_attention has it."""
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in (("query", query), ("key", key), ("value", value)))
+    if min(query.dim(), key.dim(), value.dim()) < (3 if enable_gqa else 2):
+        raise ValueError(f"query, key and value must be (..., heads, length, width); got {shapes}")
+    lead, heads = (-3, query.shape[-3] % key.shape[-3] == 0) if enable_gqa else (-2, True)
+    if not heads or query.shape[:lead] != key.shape[:lead] or key.shape[:-1] != value.shape[:-1]:
+        hint = "" if enable_gqa else "; query heads may be a multiple of key heads with enable_gqa=True"
+        raise ValueError(f"the leading shapes of query, key and value do not go together: {shapes}{hint}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key must have the same width; got {shapes}")
+    if not (query.dtype == key.dtype == value.dtype and query.is_floating_point()):
+        got = f"{query.dtype}, {key.dtype}, {value.dtype}"
+        raise TypeError(f"query, key and value must have one floating dtype; got {got}")

@@ -1,0 +1,165 @@
+"""The layer in the place of nn.MultiheadAttention."""
+
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+import lev.torch as lt  # noqa: E402
+
+nn = torch.nn
+
+
+def pair(**arguments):
+    """Return nn.MultiheadAttention and the layer with its weights."""
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
+    if theirs.in_proj_bias is not None:
+        nn.init.normal_(theirs.in_proj_bias)
+    ours = lt.LevAttention(16, 4, **{"top_k": 30, **arguments})
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def inputs(length=30):
+    return torch.randn(2, length, 16, generator=torch.Generator().manual_seed(1))
+
+
+CAUSAL = torch.ones(30, 30, dtype=torch.bool).triu(1)
+PADDED = torch.arange(30).expand(2, 30) >= torch.tensor([[20], [30]])
+MINUS = torch.zeros(2, 30).masked_fill(PADDED, -math.inf)
+BIAS = torch.randn(8, 30, 30, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {},
+        {"key_padding_mask": PADDED},
+        {"key_padding_mask": MINUS},
+        {"attn_mask": CAUSAL},
+        {"attn_mask": CAUSAL, "is_causal": True},
+        {"attn_mask": CAUSAL, "key_padding_mask": PADDED},
+        {"attn_mask": BIAS},
+        {"attn_mask": BIAS, "key_padding_mask": PADDED},
+        {"attn_mask": BIAS[0], "key_padding_mask": MINUS},
+        {"attn_mask": BIAS > 1, "key_padding_mask": PADDED},
+    ],
+    ids=lambda masks: ", ".join(f"{name} {getattr(m, 'dtype', m)}" for name, m in masks.items()),
+)
+def test_with_all_keys_it_is_multihead_attention(masks):
+    theirs, ours = pair()
+    x, other = inputs(), inputs().flip(1)
+    for q, k, v in ((x, x, x), (x, other, other), (x[:, :30], other, x)):
+        wanted = theirs(q, k, v, need_weights=False, **masks)[0]
+        found, weights = ours(q, k, v, **masks)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert weights is None
+
+
+def test_causal_and_padding_hide_keys_together():
+    theirs, ours = pair()
+    x = inputs()
+    wanted = theirs(x, x, x, need_weights=False, attn_mask=CAUSAL, key_padding_mask=PADDED)[0]
+    found = ours(x, x, x, is_causal=True, key_padding_mask=PADDED)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_state_dict_is_that_of_multihead_attention():
+    theirs, ours = pair(warm_start=3)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    assert isinstance(ours, nn.MultiheadAttention)
+    again = pickle.loads(pickle.dumps(ours))
+    assert torch.equal(again(inputs(), inputs(), inputs())[0], ours(inputs(), inputs(), inputs())[0])
+    plain = lt.LevAttention(16, 4, bias=False, top_k=30, dtype=torch.float64)
+    reference = nn.MultiheadAttention(16, 4, bias=False, batch_first=True, dtype=torch.float64)
+    reference.load_state_dict(plain.state_dict())
+    x = inputs().double()
+    torch.testing.assert_close(plain(x, x, x)[0], reference(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("f", ["softmax", 2])
+def test_it_is_attention_over_the_universal_keys_of_its_heads(f):
+    _, ours = pair(top_k=5, f=f)
+    x = inputs()
+    q, k, v = (rows.unflatten(-1, (4, 4)).transpose(1, 2) for rows in ours._projected(x, x, x))
+    wanted = lt.lev_attention(q, k, v, top_k=5, f=f).transpose(1, 2).flatten(-2)
+    torch.testing.assert_close(ours(x, x, x)[0], ours.out_proj(wanted))
+
+
+def test_encoder_layers_call_it_in_evaluation_too():
+    """PyTorch's own encoder kernel would take the weights and run full attention without a word."""
+    ours = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0)
+    ours.self_attn = lt.LevAttention(16, 4, top_k=3)
+    full = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0)
+    full.load_state_dict(ours.state_dict())
+    x = inputs()
+    trained = ours(x)
+    for model in (ours, nn.TransformerEncoder(ours, 1, enable_nested_tensor=False)):
+        model.eval()
+        with torch.no_grad():
+            found = model(x)
+        assert not torch.allclose(found, full.eval()(x), atol=1e-3)
+    torch.testing.assert_close(ours(x), trained)
+    ours.self_attn.top_k = 30
+    torch.testing.assert_close(ours(x), full(x))
+
+
+def test_warm_start_uses_all_keys_while_training():
+    theirs, ours = pair(top_k=3, warm_start=2)
+    x = inputs()
+    full = theirs(x, x, x, need_weights=False)[0]
+    ours.eval()
+    restricted = ours(x, x, x)[0]
+    assert not torch.allclose(restricted, full, atol=1e-3)
+    ours.train()
+    for _ in range(2):
+        torch.testing.assert_close(ours(x, x, x)[0], full)
+    torch.testing.assert_close(ours(x, x, x)[0], restricted)
+    assert ours.steps == 3
+    ours.eval()
+    ours(x, x, x)
+    assert ours.steps == 3
+
+
+@pytest.mark.parametrize("f", ["softmax", 2, 4])
+def test_it_trains(f):
+    torch.manual_seed(0)
+    layer, head = lt.LevAttention(16, 4, 0.1, top_k=6, f=f, warm_start=1), nn.Linear(16, 1)
+    x = inputs()
+    target = x[:, :, :1].roll(1, 1)
+    optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], 1e-2)
+    losses = []
+    for _ in range(60):
+        loss = (head(layer(x, x, x)[0]) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="exactly one of epsilon and top_k"):
+        lt.LevAttention(16, 4)
+    with pytest.raises(ValueError, match="warm_start must be >= 0"):
+        lt.LevAttention(16, 4, top_k=3, warm_start=-1)
+    layer = lt.LevAttention(16, 4, top_k=3)
+    with pytest.raises(ValueError, match="need_weights must be False"):
+        layer(inputs(), inputs(), inputs(), need_weights=True)
+    with pytest.raises(ValueError, match=r"query must have shape \(batch, length, embed_dim\); got \(30, 16\)"):
+        layer(inputs()[0], inputs()[0], inputs()[0])
+    assert repr(layer).startswith("LevAttention(\n  top_k=3, f='softmax', selector='leverage', warm_start=0")
+
+
+def test_without_torch_the_extra_is_named():
+    code = "import sys; sys.modules['torch'] = None; import lev; import lev.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ImportError: lev.torch needs torch: pip install 'lev-attention[torch]'" in done.stderr
