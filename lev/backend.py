@@ -104,6 +104,17 @@ def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
         raise ValueError(f"{name} must be finite; row {row + offset} holds NaN or infinity")
 
 
+def indices(name: str, values: Any, count: int) -> np.ndarray:
+    """Return ``values`` as a vector of int64 in [0, count).  Raises TypeError and ValueError."""
+    asked, _ = intake(name, values)
+    if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
+        raise TypeError(f"{name} must be a vector of integers; got dtype {asked.dtype} and shape {asked.shape}")
+    wrong = asked[(asked < 0) | (asked >= count)]
+    if wrong.size:
+        raise ValueError(f"{name} must be in [0, {count}); got {int(wrong[0])}")
+    return asked.astype(np.int64)
+
+
 def kernels_of(array: object) -> ModuleType:
     """Return the kernel module for ``array``; numba is imported on the first call, not with the package."""
     if isinstance(array, np.ndarray):

@@ -5,6 +5,8 @@ No other module holds a tolerance.  The notes in ``theory/`` prove what stands h
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 UNIT = 2.0**-53
@@ -31,6 +33,10 @@ SINGLE_BLUR = 0.1
 
 BRACKET_TOLERANCE = 1e-6
 """How close the two proved ends of a sensitivity are brought.  Theory: 05, duality."""
+
+
+LARGEST_POWER = 900
+"""The powers of two, either way, that entries of lifted rows may reach, so that their squares can be scaled."""
 
 
 def max_members(total: float, epsilon: float, p: float = 2.0) -> float:
@@ -91,3 +97,11 @@ def resolution(dim: int) -> float:
     sqrt(dim) twice and 2 over the null level.  Theory: 04, resolution.
     """
     return 2 * dim * null_level(dim)
+
+
+def coreset_rate(delta: float, failure: float) -> float:
+    """Return c: with probabilities min(1, c sigma_j) a fixed query's sum is within 1 +- delta, but for ``failure``.
+
+    Bernstein's inequality; sigma_j may be any upper bound on the sensitivity.  Theory: 11, coresets.
+    """
+    return 2 * (1 + delta / 3) * math.log(2 / failure) / delta**2

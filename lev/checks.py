@@ -10,18 +10,28 @@ from typing import Any
 
 def check_epsilon(epsilon: Any) -> float:
     """Return epsilon as a float in (0, 1]."""
-    value = _real("epsilon", epsilon)
-    if not 0 < value <= 1:
-        raise ValueError(f"epsilon must be in (0, 1]; got {epsilon!r}")
-    return value
+    return check_fraction("epsilon", epsilon)
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """Return value as a float in (0, 1]."""
+    number = _real(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be in (0, 1]; got {value!r}")
+    return number
 
 
 def check_power(p: Any) -> float:
     """Return p as a finite float > 0."""
-    value = _real("p", p)
-    if not (0 < value < math.inf):
-        raise ValueError(f"p must be positive and finite; got {p!r}")
-    return value
+    return check_positive("p", p)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return value as a finite float > 0."""
+    number = _real(name, value)
+    if not (0 < number < math.inf):
+        raise ValueError(f"{name} must be positive and finite; got {value!r}")
+    return number
 
 
 def check_decay(decay: Any) -> float:

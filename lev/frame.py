@@ -168,7 +168,11 @@ def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
     for j in range(1, min(rows.shape[0], rows.shape[1] + 1)):
         if not 0 < left[j] <= bounds.DWARFED * left[j - 1]:
             continue
-        gain = max(excuse, float(np.linalg.norm(np.abs(np.linalg.inv(rows[:j, :j])) @ norms[:j])))
+        try:
+            undo = np.abs(np.linalg.inv(rows[:j, :j]))
+        except np.linalg.LinAlgError:  # dependent rows have no common factor to be excused by
+            continue
+        gain = max(excuse, float(np.linalg.norm(undo @ norms[:j])))
         if (1 + gain) * left[j] < best / 2:
             best, cut, paid = (1 + gain) * left[j], j, gain
     return cut, paid

@@ -13,7 +13,7 @@ from lev import backend, bounds
 from lev.checks import check_epsilon, check_power
 from lev.eliminate import Coordinates, eliminate
 from lev.refine import refine, triangle_of
-from lev.universal import UniversalSet
+from lev.universal import UniversalSet, select
 
 _MOST_ROUNDS = 20_000
 
@@ -65,7 +65,7 @@ def sensitivities(
     """
     array, family, p = *_intake(keys), check_power(p)
     tolerance = _check_tolerance(tolerance)
-    asked = np.arange(len(array)) if rows is None else _check_rows(rows, len(array))
+    asked = np.arange(len(array)) if rows is None else backend.indices("rows", rows, len(array))
     lower, upper = _brackets(array, p, asked, lambda low, high: low >= (1 - tolerance) * high)
     return family.out(lower[asked]), family.out(upper[asked])
 
@@ -90,19 +90,7 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
         return high < epsilon or low >= epsilon or low >= (1 - bounds.BRACKET_TOLERANCE) * high
 
     lower, upper = _brackets(array, p, np.arange(len(array)), decided)
-    member = upper >= epsilon
-    indices = np.flatnonzero(member)
-    return UniversalSet(
-        indices=family.out(indices),
-        keys=family.out(array[indices], rows=True),
-        scores=family.out(upper[indices]),
-        payload=None,
-        epsilon=epsilon,
-        p=p,
-        count=len(array),
-        exact=bool(np.all(lower[indices] >= epsilon * (1 - 2 * bounds.BRACKET_TOLERANCE))),
-        omitted=float(upper[~member].max(initial=0.0)),
-    )
+    return select(array, family, lower, upper, epsilon, p)
 
 
 # -- Lewis weights -----------------------------------------------------------------------------------------
@@ -204,16 +192,6 @@ def _intake(keys: Any) -> tuple[np.ndarray, backend.Family]:
     if array.shape[1] == 0:
         raise ValueError(f"keys must have at least one column; got shape {array.shape}")
     return array, family
-
-
-def _check_rows(rows: Any, count: int) -> np.ndarray:
-    asked, _ = backend.intake("rows", rows)
-    if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
-        raise TypeError(f"rows must be a vector of integers; got dtype {asked.dtype} and shape {asked.shape}")
-    wrong = asked[(asked < 0) | (asked >= count)]
-    if wrong.size:
-        raise ValueError(f"rows must be in [0, {count}); got {int(wrong[0])}")
-    return asked.astype(np.int64)
 
 
 def _check_tolerance(tolerance: Any) -> float:

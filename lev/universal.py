@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from lev import backend, bounds
 from lev.checks import check_integer
 
 
@@ -76,3 +79,22 @@ class UniversalSet:
             exact=self.exact and all(float(self.scores[i]) >= epsilon for i in chosen),
             omitted=omitted,
         )
+
+
+def select(
+    keys: np.ndarray, family: backend.Family, lower: np.ndarray, upper: np.ndarray, epsilon: float, p: float
+) -> UniversalSet:
+    """Return the universal set of ``keys`` (n, d) that the brackets of their sensitivities, (n,) each, allow."""
+    member = upper >= epsilon
+    indices = np.flatnonzero(member)
+    return UniversalSet(
+        indices=family.out(indices),
+        keys=family.out(keys[indices], rows=True),
+        scores=family.out(upper[indices]),
+        payload=None,
+        epsilon=epsilon,
+        p=p,
+        count=len(keys),
+        exact=bool(np.all(lower[indices] >= epsilon * (1 - 2 * bounds.BRACKET_TOLERANCE))),
+        omitted=float(upper[~member].max(initial=0.0)),
+    )

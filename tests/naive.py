@@ -125,3 +125,60 @@ def ascent(keys, j, p, ages=None, decay=1.0, rounds=6):
         size = np.abs(rows @ query)
         size = np.maximum(size / (size.max() or 1.0), 1e-6)
         weights = size ** (p - 2)
+
+
+def shares(f, keys, queries):
+    """Return the float64 weights f(<q,k>) / sum_l f(<q,k_l>), (m, n); 0 where all are 0."""
+    values = f(np.asarray(queries, np.float64) @ np.asarray(keys, np.float64).T)
+    total = values.sum(axis=1, keepdims=True)
+    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+
+
+def softmax(queries, keys):
+    """Return the softmax weights, (m, n)."""
+    logits = np.asarray(queries, np.float64) @ np.asarray(keys, np.float64).T
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def huber(x):
+    return np.where(np.abs(x) <= 1, x**2 / 2, np.abs(x) - 0.5)
+
+
+def l1l2(x):
+    return 2 * np.expm1(np.log1p(x**2 / 2) / 2)  # 2 (sqrt(1 + x^2 / 2) - 1) without cancellation
+
+
+def tukey(x):
+    inside = np.minimum(np.abs(x), 1 - 2**-50)
+    return -np.expm1(3 * np.log1p(-(inside**2))) / 6  # (1 - (1 - x^2)^3) / 6 without cancellation
+
+
+def search(weigh, keys, rng, rounds=40, most=np.inf):
+    """Return the most weight that each key was given, (n,), by queries at many scales and a climb from the best.
+
+    ``weigh(queries)`` returns the weights (m, n); queries are cut to norm ``most``.  A heuristic from below: what it
+    returns a query has reached.
+    """
+    keys = np.asarray(keys, np.float64)
+    d = keys.shape[1]
+
+    def cut(queries):
+        norms = np.linalg.norm(queries, axis=1, keepdims=True)
+        return queries * np.minimum(1, most / np.where(norms > 0, norms, 1))
+
+    starts = [*rng.standard_normal((30, d)), *np.eye(d), *keys, *np.linalg.pinv(keys).T]
+    scales = 10.0 ** np.arange(-4, 5)
+    queries = cut(np.concatenate([scale * np.array(starts) for scale in scales]))
+    found = weigh(queries)
+    best, where = found.max(axis=0), queries[found.argmax(axis=0)]
+    for turn in range(rounds):
+        step = 0.5 ** (turn / 4)
+        for j in range(len(keys)):
+            size = np.linalg.norm(where[j])
+            tried = where[j] + step * size * rng.standard_normal((12, d))
+            tried = cut(np.concatenate([tried, where[j] * np.array([[1.3], [0.7], [1.05], [0.95]])]))
+            values = weigh(tried)[:, j]
+            if values.max() > best[j]:
+                best[j], where[j] = values.max(), tried[values.argmax()]
+    return best

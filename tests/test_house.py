@@ -27,7 +27,10 @@ LAYERS = [
     {"scores", "second"},
     {"refine"},
     {"lewis"},
+    {"growth", "ball"},
+    {"functions", "coreset"},
     {"sketch"},
+    {"lift"},
     {"__init__"},
     {"readers", "plot", "torch"},
     {"demo"},
@@ -108,7 +111,17 @@ def test_the_public_is_documented(name, thing):
 
 
 @pytest.mark.parametrize(
-    "name", ["Sketch", "leverage_scores", "lewis_weights", "sensitivities", "universal_set", "heavy_entries"]
+    "name",
+    [
+        "Sketch",
+        "leverage_scores",
+        "lewis_weights",
+        "sensitivities",
+        "universal_set",
+        "heavy_entries",
+        "LiftedSketch",
+        "coreset",
+    ],
 )
 def test_what_makes_a_promise_says_its_guarantee_errors_and_example(name):
     text = inspect.getdoc(getattr(lev, name))

@@ -193,6 +193,14 @@ def test_time_is_the_id():
     assert lower[0] <= 1 + 2**-3 + 2**-10 <= upper[0]
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0])
+def test_the_normalizer_is_as_of_the_last_id(p):
+    sketch = lev.Sketch(1, 0.5, p, decay=0.9, start=5).update([[3.0]])
+    np.testing.assert_allclose(sketch.normalizer([[1.0]])[0], 3.0**p)
+    sketch.update([[0.0]])
+    np.testing.assert_allclose(sketch.normalizer([[1.0]])[0], 0.9 * 3.0**p)
+
+
 @pytest.mark.parametrize("scale", [1e100, 1e-100])
 @pytest.mark.parametrize("p", [0.5, 3.0, 10.0])
 def test_scale_changes_nothing(p, scale):
