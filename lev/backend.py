@@ -141,8 +141,15 @@ def single_blas() -> AbstractContextManager[None]:
     return threads.single_blas()
 
 
-def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-    """Return ``[task(part) for part in parts]`` on all cores, one BLAS thread in each."""
+def alone() -> AbstractContextManager[None]:
+    """Return a context in which :func:`run` keeps to the thread that calls it."""
     from lev.cpu import threads
 
-    return threads.run(task, parts)
+    return threads.alone()
+
+
+def run(task: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> list[Result]:
+    """Return ``[task(part) for part in parts]`` on all cores or ``threads``, one BLAS thread in each."""
+    from lev.cpu import threads as pool
+
+    return pool.run(task, parts, threads)

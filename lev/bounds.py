@@ -22,6 +22,9 @@ SMALLEST_PIVOT = 2.0**-450
 DWARFED = 2.0**-10
 """Rows are only excused from their rounding where what is left is smaller than this.  Theory: 04, QR row by row."""
 
+PREFIX_SHARE = 2.0**-10
+"""How much of epsilon a score in a prefix may be blurred by before the block is halved.  Theory: 06, causal."""
+
 LEWIS_RESIDUAL = 1e-11
 """Relative residual of a Lewis fixed point, times 2 / p for p < 2, which it may grow to in the weights."""
 
@@ -71,6 +74,15 @@ def gram_error(length: int, sums: int) -> float:
     Theory: 04, rounding margin.
     """
     return dot_error(length + sums)
+
+
+def prefix_error(length: int, energy: float) -> float:
+    """Return a with |computed - exact| <= a max(1, |w|^2) for the scores of whitened rows w in every prefix of a block.
+
+    ``length`` is the rows of the block and the rank together, ``energy`` the rows plus the sum of their squared
+    whitened norms.  Theory: 06, causal.
+    """
+    return 8 * dot_error(length + 3) * energy
 
 
 def margin(dtype: np.dtype) -> float:

@@ -95,7 +95,7 @@ class Candidates:
         damping = 1.0 if p <= 2 else 4 / (2 + p)
         for turn in range(_ROUNDS + (p > 2)):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
-            odds = np.where(weights > 0, np.maximum(form.factor().bracket(keys, scales)[1], bounds.SMALLEST_ODDS), 0)
+            odds = np.where(weights > 0, np.maximum(form.factor().ends(keys, scales)[1], bounds.SMALLEST_ODDS), 0)
             own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
             if p <= 2:
                 weights = np.minimum(weights, own)
@@ -127,7 +127,7 @@ class Candidates:
 
     def _bracket(self, rows: Rows, judge: Factor) -> tuple[np.ndarray, np.ndarray]:
         scales = self._scales(rows.ids)
-        lower, upper = judge.bracket(rows.keys, None if self.weighting.decay == 1 else scales)
+        lower, upper = judge.ends(rows.keys, None if self.weighting.decay == 1 else scales)
         if self.weighting.p != 2:
             upper = np.maximum(upper, np.where(rows.keys.any(axis=1), bounds.SMALLEST_ODDS, 0.0))
         return self.weighting.ends(lower, upper, self.mass, self.form.rows, scales)

@@ -49,6 +49,16 @@ def check_heads(heads: Any) -> tuple[int, ...]:
     return tuple(check_integer("heads", size, 1) for size in heads)
 
 
+def check_span(name: str, span: Any, most: float = math.inf) -> float:
+    """Return a span of rows or of time as a finite float in (0, most]."""
+    value = _real(name, span)
+    if not (0 < value < math.inf and value <= most):
+        raise ValueError(
+            f"{name} must be positive and {'finite' if most == math.inf else f'<= {most:g}'}; got {span!r}"
+        )
+    return value
+
+
 def check_integer(name: str, value: Any, least: int) -> int:
     """Return value as an int >= least."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -35,7 +35,12 @@ class Factor:
         triangle = self.frame.triangle
         return self.whiten if triangle is None else triangle.whitener @ self.whiten
 
-    def bracket(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (lower, upper), float64 (m,): the leverage score of each row of the form lies between."""
+        lower, upper = self.ends(rows)
+        return np.minimum(lower, 1), np.minimum(upper, 1)
+
+    def ends(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): k^T M^+ k of each row k, times its factor, lies between."""
         root, pad = self._roots(rows, factors)
         with np.errstate(over="ignore"):

@@ -27,7 +27,7 @@ def _scaled(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.
     return np.ldexp(fraction, np.maximum(power - top, -2000)), top[:, 0]
 
 
-def _roots(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the queries in the form's columns, ||K q|| for them, and the powers of two taken out."""
     if queries.shape[1] < form.frame.dim:
         queries = np.hstack([queries, np.zeros((len(queries), 1))])
@@ -38,7 +38,7 @@ def _roots(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper), each (m,): the normaliser sum_l decay^(now-l) |<q,k_l>|^p lies between."""
     weighting = stream.weighting
-    _, roots, powers = _roots(stream.form, queries)
+    _, roots, powers = roots_of(stream.form, queries)
     age = float(weighting.exponents(np.array([max(now, 0)]), stream.epoch)[0])
     fraction, power = np.frexp(roots)
     shift = np.maximum(weighting.p * (powers + power) - min(weighting.p, 2.0) * age, -4000.0)
@@ -68,7 +68,7 @@ def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width
     rows = rows.take(np.argsort(rows.ids))
     scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
     keys, _ = stream.form.frame.widen(rows.keys, scales)
-    scaled, roots, _ = _roots(stream.form, queries)
+    scaled, roots, _ = roots_of(stream.form, queries)
     low, high = _sandwich(stream)
 
     def entries(part: slice) -> list[np.ndarray]:

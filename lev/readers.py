@@ -14,7 +14,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Reader:
     """The rows of one source.  Iterate it for its blocks: fresh arrays (m, dim), 1 <= m <= block_rows.
 
     ``source`` is its name for messages; ``rows`` how many the blocks hold together, None if only the end will
-    tell (a pipe); ``dim`` the columns; ``first`` the place in the source of the first row.  16-bit floats
+    tell (a pipe); ``dim`` the columns; ``first`` the place in the source of the first row; ``seekable`` whether
+    a part may be read without what stands before it.  16-bit floats
     (float16, bfloat16) come as float32, without loss; other dtypes as they are.
     Iterating raises ValueError for a source that is damaged or ends too soon.
     """
@@ -44,12 +45,17 @@ class Reader:
     rows: int | None
     dim: int
     first: int
-    _blocks: Callable[[], Iterator[np.ndarray]]
+    seekable: bool
+    _blocks: Callable[[int, int | None], Iterator[np.ndarray]]
+
+    def part(self, first: int, end: int) -> Reader:
+        """Return a reader of rows ``first`` to ``end`` - 1 of this one, counted from 0."""
+        return replace(self, first=self.first + first, rows=end - first)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         some = False
         try:
-            for block in self._blocks():
+            for block in self._blocks(self.first, None if self.rows is None else self.first + self.rows):
                 some = True
                 yield block.astype(np.float32) if block.dtype == np.float16 else block
         except _DAMAGE as error:
@@ -88,7 +94,15 @@ def open_rows(
     step = max(1, _BLOCK_NUMBERS // d) if block_rows is None else block_rows
     if step < 1:
         raise ValueError(f"block_rows must be >= 1; got {block_rows}")
-    return Reader(name, None if end is None else end - first, d, first, lambda: array.read(number, first, end, step))
+    seekable = not pipe and Path(source).suffix.lower() != ".npz"
+    return Reader(
+        name,
+        None if end is None else end - first,
+        d,
+        first,
+        seekable,
+        lambda begin, stop: array.read(number, begin, stop, step),
+    )
 
 
 def _checked_head(name: str, shape: tuple[int, ...], head: int | None) -> int:

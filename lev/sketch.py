@@ -275,21 +275,16 @@ class Sketch:
 
     def _members(self, head: int, epsilon: float) -> UniversalSet:
         stream = self._settle()._streams[head]
-        rows = stream.kept[0]
-        rows = rows.take(np.argsort(rows.ids))
-        member = rows.upper >= epsilon
-        omitted = float(rows.upper[~member].max(initial=stream.dropped))
-        rows = rows.take(member)
-        return UniversalSet(
-            indices=self._family.out(rows.ids),
-            keys=self._family.out(rows.keys, rows=True),
-            scores=self._family.out(rows.upper),
-            payload=self._family.out(rows.payload) if self.payload_dim else None,
+        (rows,) = stream.kept
+        least = rows.lower[rows.upper >= epsilon]
+        return UniversalSet.of(
+            rows,
+            self._family,
             epsilon=epsilon,
-            p=self.p,
             count=self.count - int(self._masked[head]),
-            exact=bool(np.all(rows.lower >= epsilon * (1 - 2 * stream.form.limit))),
-            omitted=omitted,
+            exact=bool(np.all(least >= epsilon * (1 - 2 * stream.form.limit))),
+            omitted=stream.dropped,
+            p=self.p,
         )
 
     def second_pass(self, keys: Any, epsilon: float | None = None) -> UniversalSet:

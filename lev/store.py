@@ -46,6 +46,8 @@ from lev.frame import Frame, Triangle
 from lev.rows import Rows
 
 FORMAT = 1
+ROWS = ("ids", "keys", "upper", "payload")
+"""The tensors of a head that have one entry for each kept row."""
 
 
 class SketchFileError(ValueError):

@@ -10,6 +10,7 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.checks import check_integer
+from lev.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,30 @@ class UniversalSet:
     count: int
     exact: bool
     omitted: float
+
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        family: backend.Family,
+        *,
+        epsilon: float,
+        count: int,
+        exact: bool,
+        omitted: float,
+        p: float = 2.0,
+    ) -> UniversalSet:
+        """Return the set of those ``rows`` whose upper bound reaches ``epsilon``.
+
+        ``exact``: whether the lower bounds of members are proved to; ``omitted`` bounds every row not in ``rows``.
+        """
+        rows = rows.take(np.argsort(rows.ids))
+        member = rows.upper >= epsilon
+        omitted = float(rows.upper[~member].max(initial=omitted))
+        rows = rows.take(member)
+        payload = family.out(rows.payload) if rows.payload.shape[1] else None
+        keys, scores = family.out(rows.keys, rows=True), family.out(rows.upper)
+        return cls(family.out(rows.ids), keys, scores, payload, epsilon, p, count, exact, omitted)
 
     def __len__(self) -> int:
         return len(self.indices)

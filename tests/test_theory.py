@@ -557,6 +557,31 @@ def test_dependent_rows_have_no_common_factor(size):
     )
 
 
+# -- 06 ----------------------------------------------------------------------------------------------------
+
+
+@given(small, thresholds)
+@few
+def test_prefix_scores_are_those_of_the_prefix(keys, epsilon):
+    lives = lev.CausalSketch(keys.shape[1], epsilon).update(keys).lifetimes()
+    for i in range(len(keys)):
+        members = set(lives.ids[lives.mask([i])[0]].tolist())
+        for j, score in enumerate(exact.scores(keys[: i + 1])):
+            assert j in members or score < epsilon
+            assert j not in members or score >= epsilon * (1 - 2 * bounds.PREFIX_SHARE)
+
+
+@given(small, thresholds, st.integers(1, 6))
+@few
+def test_rows_after_decide_for_windows(keys, epsilon, width):
+    sketch = lev.SlidingWindowSketch(keys.shape[1], epsilon, width, block=1)
+    for end in range(1, len(keys) + 1):
+        found = sketch.update(keys[end - 1 : end]).universal_set()
+        first = max(0, end - width)
+        for j, score in enumerate(exact.scores(keys[first:end])):
+            assert score < epsilon or first + j in found.indices
+
+
 # -- the folder --------------------------------------------------------------------------------------------
 
 

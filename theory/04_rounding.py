@@ -69,7 +69,7 @@ def graded(rng: np.random.Generator, rows: int, dim: int, decades: float) -> np.
 def bracketed(keys: np.ndarray) -> None:
     """(c), (d): the exact score lies in the bracket, or, where it was clipped, the bracket says 1."""
     factor = Form.empty(keys.shape[1]).add(keys, None, 1.0)[0].factor()
-    lower, upper = (np.minimum(end, 1) for end in factor.bracket(keys))
+    lower, upper = factor.bracket(keys)
     for score, low, high in zip(exact.scores(keys), lower, upper, strict=True):
         assert Fraction(float(low)) <= score <= Fraction(float(high))
 
@@ -113,7 +113,7 @@ def resolution(shift: int = 6) -> float:
     """(e): return the largest share of the blur that sqrt(weight) - sqrt(bound) uses; at most 1."""
     keys, queries = near_null(shift)
     form = Form.empty(2).add(keys, None, 1.0)[0]
-    upper = np.minimum(form.factor().bracket(keys)[1], 1)
+    upper = form.factor().bracket(keys)[1]
     return max(
         (math.sqrt(weight) - math.sqrt(bound)) / blur(keys, query)
         for query in queries

@@ -52,18 +52,36 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-    """Return ``[task(part) for part in parts]``, computed on all cores; each takes the next part when it is free."""
+_here = threading.local()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep what this thread runs to this thread: whoever calls already has a thread for each core."""
+    before, _here.alone = getattr(_here, "alone", False), True
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
+def run(task: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> list[Result]:
+    """Return ``[task(part) for part in parts]``, computed on all cores; each takes the next part when it is free.
+
+    A task that runs parts of its own runs them alone: pools do not nest.
+    """
     parts = list(parts)
     results: list = [None] * len(parts)
     turn = itertools.count()
 
     def work() -> None:
-        while (i := next(turn)) < len(parts):
-            results[i] = task(parts[i])
+        with alone():
+            while (i := next(turn)) < len(parts):
+                results[i] = task(parts[i])
 
+    many = 1 if getattr(_here, "alone", False) else min(len(parts), threads or cores())
     with single_blas():
-        helpers = [_pool(os.getpid()).submit(work) for _ in range(min(len(parts), cores()) - 1)]
+        helpers = [_pool(os.getpid(), max(cores(), many)).submit(work) for _ in range(many - 1)]
         try:
             work()
         finally:
@@ -73,6 +91,6 @@ def run(task: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
 
 
 @functools.cache
-def _pool(_process: int) -> ThreadPoolExecutor:
+def _pool(_process: int, workers: int) -> ThreadPoolExecutor:
     """Return this process's pool; a forked child makes its own, for threads do not survive a fork."""
-    return ThreadPoolExecutor(cores(), thread_name_prefix="lev")
+    return ThreadPoolExecutor(workers, thread_name_prefix="lev")

@@ -1,0 +1,322 @@
+"""The causal sketch: after every row nothing is missed, whatever the keys and the chunks."""
+
+import itertools
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import EPSILONS, FAMILIES, cuts, streams
+
+import lev
+from lev import bounds, causal, prefix
+from lev.demo import sample
+from lev.form import Form
+from lev.readers import open_rows
+
+MILD = ["gaussian", "integers", "low_rank", "repeated", "sparse"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(causal, "_SMALLEST_BLOCK", 8)
+    monkeypatch.setattr(causal, "_BLOCK_PER_COLUMN", 1)
+
+
+def sketch_of(keys, epsilon, positions=None, **arguments):
+    sketch = lev.CausalSketch(keys.shape[1], epsilon, **arguments)
+    for first, last in itertools.pairwise([0, len(keys)] if positions is None else positions):
+        sketch.update(keys[first:last])
+    return sketch
+
+
+def seen_scores(keys, resolution):
+    """Yield for each prefix the exact scores and what float64 must see of them (see test_laws)."""
+    for end in range(1, len(keys) + 1):
+        scores, queries = naive.leverage(keys[:end])
+        blurs = [naive.blur(keys[:end], query, resolution) for query in queries]
+        yield (
+            scores,
+            [
+                score if blur < 1e-9 else max(0.0, float(score) ** 0.5 - blur) ** 2
+                for score, blur in zip(scores, blurs, strict=True)
+            ],
+        )
+
+
+def assert_causal(lives, keys, epsilon, tight=False):
+    """Hold every prefix to the exact scores: nothing missed and, for mild keys, nothing extra."""
+    members = np.zeros((len(keys), len(keys)), bool)
+    members[:, lives.ids] = lives.mask(np.arange(len(keys)))
+    for i, (scores, seen) in enumerate(seen_scores(keys, bounds.resolution(keys.shape[1]))):
+        missed = [j for j in range(i + 1) if seen[j] >= epsilon and not members[i, j]]
+        assert not missed, f"after row {i} keys {missed} are missed, scores {[float(scores[j]) for j in missed]}"
+        assert not members[i, i + 1 :].any()
+        if tight:
+            assert all(scores[j] >= epsilon * (1 - 2 * bounds.PREFIX_SHARE) for j in np.flatnonzero(members[i]))
+
+
+def assert_hits(found, wanted, epsilon, mild):
+    """Nothing is missed and values agree; where the form is blurred an entry just below epsilon may be listed."""
+    both = (found > 0) & (wanted > 0)
+    np.testing.assert_allclose(found[both], wanted[both], rtol=1e-6)
+    assert np.all(wanted[found == 0] <= epsilon * (1 + 1e-6))
+    if mild:
+        assert np.all(found[(found > 0) & (wanted == 0)] >= epsilon * (1 - 1e-6))
+
+
+@settings(max_examples=120)
+@given(st.data())
+def test_after_every_row_nothing_is_missed(data):
+    keys, epsilon = data.draw(streams(most_rows=20, most_columns=3)), data.draw(EPSILONS)
+    sketch = sketch_of(keys, epsilon, data.draw(cuts(len(keys))))
+    assert_causal(sketch.lifetimes(), keys, epsilon)
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_members_of_mild_streams_are_members_after_every_row(data):
+    keys, epsilon = data.draw(streams(MILD, most_rows=20, most_columns=3)), data.draw(EPSILONS)
+    lives = sketch_of(keys, epsilon).lifetimes()
+    assert_causal(lives, keys, epsilon, tight=True)
+    assert np.array_equal(lives.ids, lives.admitted)
+    for i in range(len(keys)):
+        least = epsilon * (1 - 2 * bounds.PREFIX_SHARE)
+        assert lives.mask([i]).sum() <= bounds.max_members(naive.rank(keys[: i + 1]), least)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_missed_in_each_family(family):
+    keys = FAMILIES[family](np.random.default_rng(3), 26, 3)
+    for epsilon in (0.05, 0.4):
+        assert_causal(sketch_of(keys, epsilon).lifetimes(), keys, epsilon)
+
+
+def test_rows_that_dwarf_all_before_them_are_scored_row_by_row():
+    rng = np.random.default_rng(0)
+    keys = np.vstack([rng.standard_normal((18, 2)), 1e7 * rng.standard_normal((18, 2))])
+    assert_causal(sketch_of(keys, 0.1).lifetimes(), keys, 0.1, tight=True)
+
+
+@given(st.data())
+def test_any_chunks_give_the_same_bits(data):
+    keys, epsilon = data.draw(streams()), data.draw(EPSILONS)
+    whole, parts = sketch_of(keys, epsilon), sketch_of(keys, epsilon, data.draw(cuts(len(keys))))
+    for name in ("ids", "admitted", "dropped"):
+        np.testing.assert_array_equal(getattr(whole.lifetimes(), name), getattr(parts.lifetimes(), name))
+    for name in ("indices", "keys", "scores", "omitted", "exact", "count"):
+        np.testing.assert_array_equal(getattr(whole.universal_set(), name), getattr(parts.universal_set(), name))
+
+
+@given(st.data())
+def test_reads_change_nothing(data):
+    keys, epsilon = data.draw(streams()), data.draw(EPSILONS)
+    read, unread = lev.CausalSketch(keys.shape[1], epsilon), sketch_of(keys, epsilon)
+    for position in data.draw(cuts(len(keys)))[1:]:
+        read.update(keys[read.count : position]).lifetimes()
+        read.heavy_hitters(keys[:2])
+        assert read.retained <= read.count
+    np.testing.assert_array_equal(read.lifetimes().dropped, unread.lifetimes().dropped)
+    np.testing.assert_array_equal(read.universal_set().scores, unread.universal_set().scores)
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_the_cache_is_the_universal_set_of_the_rows_so_far(data):
+    keys, epsilon = data.draw(streams(MILD)), data.draw(EPSILONS)
+    sketch = lev.CausalSketch(keys.shape[1], epsilon)
+    for position in data.draw(cuts(len(keys)))[1:]:
+        found = sketch.update(keys[sketch.count : position]).universal_set()
+        scores = naive.leverage(keys[:position])[0]
+        assert found.exact
+        least = epsilon * (1 - 2 * bounds.margin(keys.dtype))
+        assert {j for j, score in enumerate(scores) if score >= epsilon} <= set(found.indices.tolist())
+        assert all(least <= scores[j] <= upper for j, upper in zip(found.indices, found.scores, strict=True))
+        assert max((s for j, s in enumerate(scores) if j not in found.indices), default=0) <= found.omitted
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_admit_is_row_exact_and_nothing_is_missed(data):
+    keys, epsilon = data.draw(streams(most_rows=20, most_columns=3)), data.draw(EPSILONS)
+    sketch, kept = lev.CausalSketch(keys.shape[1], epsilon), np.zeros(len(keys), bool)
+    for position in data.draw(cuts(len(keys)))[1:]:
+        block = slice(sketch.count, position)
+        if data.draw(st.booleans()):
+            kept[block] = sketch.admit(keys[block])
+        else:
+            sketch.update(keys[block])
+            kept[block] = np.isin(np.arange(len(keys))[block], sketch.lifetimes().ids)
+    lives = sketch.lifetimes()
+    np.testing.assert_array_equal(np.flatnonzero(kept), lives.ids)
+    assert_causal(lives, keys, epsilon)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_each_query_is_answered_over_its_own_prefix(data):
+    mild, epsilon = data.draw(st.booleans()), data.draw(EPSILONS)
+    keys = data.draw(streams(MILD if mild else tuple(FAMILIES)))
+    queries = np.random.default_rng(1).standard_normal(keys.shape) * np.abs(keys).max(initial=1e-300)
+    queries[::2] = keys[::2]
+    sketch = lev.CausalSketch(keys.shape[1], epsilon)
+    for first, last in itertools.pairwise(data.draw(cuts(len(keys)))):
+        if data.draw(st.booleans()):
+            sketch.update(keys[first:last])
+            continue
+        found = sketch.attend(keys[first:last], queries[first:last])
+        assert found.shape == (last - first, last if last > first else found.shape[1])
+        assert found.has_sorted_indices
+        for i in range(first, last):
+            wanted = lev.heavy_entries(queries[i : i + 1], keys[: i + 1], epsilon).toarray()[0]
+            mine = found[[i - first]].toarray()[0]
+            assert not mine[i + 1 :].any()
+            assert_hits(mine[: i + 1], wanted, epsilon, mild)
+
+
+@given(streams(), EPSILONS)
+def test_heavy_hitters_stand_at_the_last_row(keys, epsilon):
+    sketch = sketch_of(keys, epsilon)
+    queries = keys[:5] if len(keys) else np.ones((2, keys.shape[1]))
+    found, wanted = sketch.heavy_hitters(queries).toarray(), lev.heavy_entries(queries, keys, epsilon).toarray()
+    assert_hits(found, wanted, epsilon, False)
+
+
+def test_ids_payload_and_dtype_travel():
+    rng = np.random.default_rng(0)
+    keys, values = rng.standard_normal((50, 3)).astype(np.float32), np.arange(100.0).reshape(50, 2)
+    sketch = lev.CausalSketch(3, 0.2, payload_dim=2)
+    sketch.update(keys[:20], np.arange(100, 120), values[:20]).update(keys[20:], payload=values[20:])
+    found = sketch.universal_set()
+    assert found.keys.dtype == np.float32
+    np.testing.assert_array_equal(found.payload, values[found.indices - 100])
+    lives = sketch.lifetimes()
+    np.testing.assert_array_equal(lives.ids, lives.admitted + 100)
+    twin = sketch.copy()
+    twin.update(keys, payload=values)
+    assert (sketch.count, twin.count) == (50, 100)
+
+
+def test_torch_tensors_come_back_as_torch_tensors():
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    sketch = lev.CausalSketch(3, 0.2)
+    kept = sketch.admit(torch.eye(3, dtype=torch.bfloat16))
+    assert kept.dtype == torch.bool
+    assert kept.all()
+    assert sketch.universal_set().keys.dtype == torch.bfloat16
+
+
+KEYS = np.random.default_rng(0).standard_normal((30, 3))
+NAN = np.where(np.arange(90).reshape(30, 3) == 44, np.nan, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s: s.update(NAN), ValueError, "keys must be finite; row 14 holds"),
+        (lambda s: s.update(KEYS[:, :2]), ValueError, r"keys must have shape \(m, 3\); got \(30, 2\)"),
+        (lambda s: s.update(KEYS[:2], [0, 40]), ValueError, "indices holds id 0, which this sketch has seen already"),
+        (lambda s: s.update(KEYS, payload=KEYS), ValueError, r"payload must have shape \(m, 0\)"),
+        (lambda s: s.admit(NAN), ValueError, "keys must be finite; row 14 holds"),
+        (lambda s: s.attend(KEYS, NAN), ValueError, "queries must be finite; row 14 holds"),
+        (lambda s: s.attend(KEYS, KEYS[:2]), ValueError, "queries must have one row for each of the 30 keys; got 2"),
+        (lambda s: s.attend(KEYS[:1], "q"), TypeError, "queries must be real numbers"),
+        (lambda s: s.merge(s.copy()), ValueError, "causal sketches do not merge"),
+        (lambda s: s.universal_set(0.05), ValueError, "epsilon must be at least the sketch's 0.1"),
+        (lambda s: s.heavy_hitters(KEYS[:, :1]), ValueError, r"queries must have shape \(m, 3\)"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(call, error, message):
+    sketch = lev.CausalSketch(3, 0.1).update(KEYS)
+    with pytest.raises(error, match=message):
+        call(sketch)
+    assert sketch.count == 30
+    twin = lev.CausalSketch(3, 0.1).update(KEYS).update(KEYS)
+    np.testing.assert_array_equal(sketch.update(KEYS).lifetimes().dropped, twin.lifetimes().dropped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, 0.1), ValueError, "dim must be >= 1"),
+        ((3, 0.0), ValueError, "epsilon must be in"),
+        ((3, "x"), TypeError, "epsilon must be a real number"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lev.CausalSketch(*arguments)
+
+
+def test_a_pad_that_is_too_small_would_be_seen():
+    """The block formula against longdouble downdates, at the energies where it is still used."""
+    rng = np.random.default_rng(5)
+    worst = 0.0
+    for size in (1.0, 10.0, 100.0):
+        base, block = rng.standard_normal((40, 6)), size * rng.standard_normal((30, 6))
+        judge = Form.empty(6).add(base, None, 1.0)[0].factor()
+        z, _ = prefix._whitened(judge, block)
+        lower = np.linalg.cholesky(np.eye(30) + z @ z.T)
+        last = 1 - np.square(np.linalg.inv(lower)).sum(axis=0)
+        truth = naive.orthonormal_scores(np.vstack([base, block]))[40:]
+        allowed = bounds.prefix_error(36, 30 + np.square(z).sum())
+        worst = max(worst, np.abs(last - truth).max() / allowed)
+    assert worst < 1
+
+
+# -- real keys -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    with sample() as path:
+        return np.concatenate(list(open_rows(path, tensor="key")))
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_real_keys_after_every_row(smollm2, monkeypatch, block):
+    """All scores of every prefix of the first rows, by float64 Cholesky from the definition."""
+    monkeypatch.setattr(causal, "_SMALLEST_BLOCK", 64)
+    monkeypatch.setattr(causal, "_BLOCK_PER_COLUMN", block)
+    keys, epsilon = smollm2[:400], 0.3
+    lives = sketch_of(keys, epsilon, [0, 100, 333, 400]).lifetimes()
+    wide = keys.astype(np.float64)
+    for i in range(64, len(keys)):
+        root = np.linalg.cholesky(wide[: i + 1].T @ wide[: i + 1])
+        scores = np.square(np.linalg.solve(root, wide[: i + 1].T)).sum(axis=0)
+        members = lives.ids[lives.mask([i])[0]]
+        assert set(np.flatnonzero(scores >= epsilon * (1 + 1e-6))) <= set(members)
+        assert np.all(scores[members] >= epsilon * (1 - 2 * bounds.PREFIX_SHARE))
+    assert len(lives) > 200
+
+
+@pytest.mark.parametrize("file", ["shipped", "shared"])
+def test_all_real_keys_and_their_lifetimes(file, smollm2, monkeypatch, request):
+    """8192 rows, one Sherman-Morrison step each; only rows that are members are followed, for scores only fall."""
+    monkeypatch.setattr(causal, "_SMALLEST_BLOCK", 64)
+    monkeypatch.setattr(causal, "_BLOCK_PER_COLUMN", 4)
+    keys, epsilon = smollm2, 0.05
+    if file == "shared":
+        path = request.getfixturevalue("shared") / "smollm2_pydoc.safetensors"
+        keys = np.concatenate(list(open_rows(path, tensor="layer4.key", head=1)))[:3000]
+    lives = lev.CausalSketch(64, epsilon).update(keys).lifetimes()
+    entered, left = np.full(len(keys), -1), np.full(len(keys), -1)
+    entered[lives.ids], left[lives.ids] = lives.admitted, np.minimum(lives.dropped, len(keys))
+    wide = keys.astype(np.float64)
+    inverse = np.linalg.inv(wide[:200].T @ wide[:200])
+    following = np.flatnonzero((entered >= 0) & (entered < 200) & (left > 199))
+    for i in range(200, len(keys)):
+        along = inverse @ wide[i]
+        inverse -= np.outer(along, along / (1 + wide[i] @ along))
+        if i % 64 == 0:
+            inverse = np.linalg.inv(wide[: i + 1].T @ wide[: i + 1])
+        following = np.append(following, i)
+        scores = np.einsum("ij,ij->i", wide[following] @ inverse, wide[following])
+        members = lives.mask([i])[0]
+        assert members.sum() <= 64 / epsilon
+        inside = (entered[following] >= 0) & (entered[following] <= i) & (left[following] > i)
+        assert np.all(inside[scores >= epsilon * (1 + 1e-6)])
+        assert np.all(scores[inside] >= epsilon * (1 - 2 * bounds.PREFIX_SHARE))
+        following = following[scores >= epsilon * (1 - 2 * bounds.PREFIX_SHARE)]
+    assert len(lives) > 600
