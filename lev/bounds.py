@@ -25,6 +25,9 @@ DWARFED = 2.0**-10
 PREFIX_SHARE = 2.0**-10
 """How much of epsilon a score in a prefix may be blurred by before the block is halved.  Theory: 06, causal."""
 
+MOST_EXCUSE = 2.0**10
+"""The most that excused rows may cost the others, now and later.  Theory: 04, QR row by row."""
+
 LEWIS_RESIDUAL = 1e-11
 """Relative residual of a Lewis fixed point, times 2 / p for p < 2, which it may grow to in the weights."""
 

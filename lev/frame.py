@@ -173,7 +173,7 @@ def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
         except np.linalg.LinAlgError:  # dependent rows have no common factor to be excused by
             continue
         gain = max(excuse, float(np.linalg.norm(undo @ norms[:j])))
-        if (1 + gain) * left[j] < best / 2:
+        if gain <= bounds.MOST_EXCUSE and (1 + gain) * left[j] < best / 2:
             best, cut, paid = (1 + gain) * left[j], j, gain
     return cut, paid
 

@@ -39,6 +39,7 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+NEEDS = {"hf": "transformers", "timm": "timm", "kvpress": "kvpress"}  # modules of lev.torch, besides torch
 ALLOWED_AT_IMPORT = {"numpy", "scipy", "numba", "threadpoolctl", "safetensors", "typer", "rich"}
 
 
@@ -74,8 +75,8 @@ def test_what_is_optional_is_imported_only_when_called(path):
     for node in tree.body:
         for _, module in imports(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
             top = module.split(".")[0]
-            if top == name_of(path) == "torch":
-                continue  # the subpackage of that name is what needs it
+            if name_of(path) == "torch" and top in {"torch", NEEDS.get(path.stem)}:
+                continue  # the subpackage, or the module of it, is what needs it
             assert top in ALLOWED_AT_IMPORT | sys.stdlib_module_names | {"lev"}, f"{path.name} imports {module}"
 
 
@@ -139,7 +140,8 @@ def test_examples_in_docstrings_run(path):
     if module.endswith("__main__"):
         return
     if name_of(path) == "torch":
-        pytest.importorskip("torch", reason="needs the torch extra")
+        for needed in ("torch", NEEDS.get(path.stem, "torch")):
+            pytest.importorskip(needed, reason=f"needs {needed}", exc_type=ImportError)
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 

@@ -97,6 +97,17 @@ def test_any_partition_and_merge_order_misses_nothing(data):
         assert merged.count == len(keys)
 
 
+@pytest.mark.parametrize("family", ["ill_conditioned", "near_collinear", "one_huge", "graded"])
+def test_merging_small_parts_of_nearly_dependent_rows_misses_nothing(family):
+    # an excuse of a first merge, charged to the rows of a second, once hid keys here
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        keys = FAMILIES[family](rng, 10, 2)
+        parts = [lev.Sketch(2, 0.1, start=a).update(keys[a:b]) for a, b in ((6, 7), (7, 10), (0, 6))]
+        merged = lev.merge(parts)
+        assert_universal(merged.universal_set(), keys, merged)
+
+
 @given(st.data())
 def test_order_of_rows_does_not_matter(data):
     keys, epsilon = data.draw(streams()), data.draw(EPSILONS)

@@ -10,6 +10,7 @@ except ImportError as error:
     raise ImportError("lev.torch needs torch: pip install 'lev-attention[torch]'") from error
 
 from lev.torch.attention import CROSSOVER, lev_attention
+from lev.torch.cache import BoundedCache, bounded_attention
 from lev.torch.heuristics import CentredNorm, ExpectedAttention, Keep, KeyDifference, KMeans, Norm, Random, Recent
 from lev.torch.module import LevAttention
 from lev.torch.powers import square_attention
@@ -24,6 +25,8 @@ __all__ = [
     "lev_attention",
     "square_attention",
     "LevAttention",
+    "BoundedCache",
+    "bounded_attention",
     "CROSSOVER",
     # what it goes by
     "SELECTORS",

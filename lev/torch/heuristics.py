@@ -63,7 +63,8 @@ class Random(Streamed):
         head = torch.arange(heads, device=key.device)[:, None]
         position = torch.arange(start, start + key.shape[-2], device=key.device)
         drawn = _mix(_mix(_mix(head + self.seed * 0x1F123BB5) ^ position))
-        return (drawn >> 11 & (1 << 53) - 1).double().mul(2.0**-53).expand(key.shape[:-1])
+        uniform = (drawn >> 11 & (1 << 53) - 1).double().mul(2.0**-53)
+        return (uniform if key.dim() > 2 else uniform[0]).expand(key.shape[:-1])
 
 
 @dataclass(frozen=True)
