@@ -14,7 +14,7 @@ import numpy as np
 
 from lev import backend, heavy
 from lev.candidates import Candidates
-from lev.checks import check_epsilon, check_integer
+from lev.checks import check_answerable, check_epsilon, check_integer
 from lev.form import Form
 from lev.ids import Ids
 from lev.incoming import incoming
@@ -175,11 +175,12 @@ class CausalSketch:
     def _take(self, keys: Any, indices: Any, payload: Any) -> Rows:
         """Return the rows of an update that nothing can refuse any more."""
         held = np.concatenate([rows.ids for rows in [self._kept, *self._pending]])
-        rows, self._ids, self._family = incoming(
+        rows, ids, family = incoming(
             keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=held
         )
-        self._settled = None
-        return rows
+        backend.check_finite("keys", rows.keys)
+        self._ids, self._family, self._settled = ids, family, None
+        return rows.head(0)
 
     def _block_rows(self) -> int:
         return max(_SMALLEST_BLOCK, _BLOCK_PER_COLUMN * self.dim)
@@ -251,7 +252,7 @@ class CausalSketch:
 
         For ``epsilon``, by default the sketch's own; raises ValueError for a smaller one.
         """
-        epsilon = self._answerable(epsilon)
+        epsilon = check_answerable(epsilon, self.epsilon)
         settled = self._settle()
         lower, _ = settled._judge.bracket(settled._kept.keys)
         least = epsilon * (1 - 2 * settled._form.limit)
@@ -270,19 +271,11 @@ class CausalSketch:
         As :meth:`lev.Sketch.heavy_hitters`; :meth:`attend` answers each query of a chunk over its own prefix.
         Raises TypeError and ValueError.
         """
-        epsilon = self._answerable(epsilon)
+        epsilon = check_answerable(epsilon, self.epsilon)
         queries = backend.finite_matrix("queries", queries, self.dim)[0]
         settled = self._settle()
         stream = Candidates(epsilon, Weighting(), settled._form, (settled._kept,))
         return heavy.heavy_hitters(stream, queries, epsilon, self._ids.following)
-
-    def _answerable(self, epsilon: float | None) -> float:
-        epsilon = self.epsilon if epsilon is None else check_epsilon(epsilon)
-        if epsilon < self.epsilon:
-            raise ValueError(
-                f"epsilon must be at least the sketch's {self.epsilon:g}, for keys below it are gone; got {epsilon:g}"
-            )
-        return epsilon
 
 
 def _csr(triples: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:

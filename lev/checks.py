@@ -21,6 +21,14 @@ def check_fraction(name: str, value: Any) -> float:
     return number
 
 
+def check_answerable(epsilon: Any, held: float) -> float:
+    """Return epsilon, by default that of a sketch, ``held``, which it may not be below."""
+    value = held if epsilon is None else check_epsilon(epsilon)
+    if value < held:
+        raise ValueError(f"epsilon must be at least the sketch's {held:g}, for keys below it are gone; got {value:g}")
+    return value
+
+
 def check_power(p: Any) -> float:
     """Return p as a finite float > 0."""
     return check_positive("p", p)

@@ -1,7 +1,8 @@
-"""Rows at the door of a sketch: checked keys, ids and payload, or one clear error and nothing changed."""
+"""Rows at the door of a sketch: checked keys, ids, payload and queries, or one clear error and nothing changed."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,67 @@ from lev.rows import Rows
 
 
 def incoming(
-    keys: Any, indices: Any, payload: Any, *, dim: int, payload_dim: int, ids: Ids, held: np.ndarray
+    keys: Any,
+    indices: Any,
+    payload: Any,
+    *,
+    dim: int,
+    payload_dim: int,
+    ids: Ids,
+    held: np.ndarray,
+    heads: tuple[int, ...] = (),
 ) -> tuple[Rows, Ids, backend.Family]:
-    """Return the rows of an update, what is known of the ids then, and the array family of the keys.
+    """Return the rows of an update, (m, heads, dim), what is known of the ids then, and the family of the keys.
 
-    ``ids`` is what is known before and ``held`` the ids of the rows retained.  Raises TypeError and ValueError.
+    ``ids`` is what is known before and ``held`` the ids of the rows retained.  Whether rows are finite is for the
+    caller to see.  Raises TypeError and ValueError.
     """
-    array, family = backend.finite_matrix("keys", keys, dim)
+    array, family = _by_row("keys", keys, heads, None, dim)
     m = len(array)
     numbers, known = ids.count_on(m) if indices is None else ids.take(indices, m, held)
     if payload is None and payload_dim and m:
-        raise ValueError(f"payload must have shape ({m}, {payload_dim}); got None")
-    extra = np.zeros((m, 0)) if payload is None else backend.matrix("payload", payload, payload_dim)[0]
-    if len(extra) != m:
-        raise ValueError(f"payload must have shape ({m}, {payload_dim}); got {extra.shape}")
+        raise ValueError(f"payload must have shape {(*heads, m, payload_dim)}; got None")
+    extra = np.zeros((m, array.shape[1], 0))
+    if payload is not None:
+        extra, _ = _by_row("payload", payload, heads, m, payload_dim)
     return Rows.of(array, numbers, extra), known, family
+
+
+def padding(mask: Any, heads: tuple[int, ...], m: int) -> np.ndarray:
+    """Return a mask (*heads, m), True where a row is padding, as (m, heads).  Raises TypeError and ValueError."""
+    found, _ = backend.intake("mask", mask)
+    if found.dtype != bool:
+        raise TypeError(f"mask must be bool, True where a row is padding; got dtype {found.dtype}")
+    if found.shape != (*heads, m):
+        raise ValueError(f"mask must have shape {(*heads, m)}; got {found.shape}")
+    return found.reshape(math.prod(heads), m).T
+
+
+def asked_for(queries: Any, heads: tuple[int, ...], dim: int, affine: bool) -> tuple[np.ndarray, int]:
+    """Return queries as (heads, m, columns), and how many query heads share a key head.
+
+    With ``affine`` they may have one column more, the constant.  Raises TypeError and ValueError.
+    """
+    array, _ = backend.intake("queries", queries)
+    fits = array.ndim == len(heads) + 2 and array.shape[-1] in {dim, dim + affine}
+    *outer, last = heads or (1,)
+    shape = array.shape[:-2] if heads else (1,)
+    if not fits or shape[:-1] != tuple(outer) or shape[-1] == 0 or shape[-1] % last:
+        wanted = ", ".join(map(str, (*heads, "m", dim)))
+        raise ValueError(f"queries must have shape ({wanted}); got {array.shape}")
+    array = array.reshape(math.prod(shape), *array.shape[-2:])
+    for head in array:
+        backend.check_finite("queries", head)
+    return array, shape[-1] // last
+
+
+def _by_row(
+    name: str, array: Any, heads: tuple[int, ...], count: int | None, columns: int
+) -> tuple[np.ndarray, backend.Family]:
+    """Return (*heads, m, columns) as (m, heads, columns), heads in C order."""
+    rows, family = backend.intake(name, array)
+    fits = rows.ndim == len(heads) + 2 and rows.shape[:-2] == heads and rows.shape[-1] == columns
+    if not fits or (count is not None and rows.shape[-2] != count):
+        wanted = ", ".join(map(str, (*heads, "m" if count is None else count, columns)))
+        raise ValueError(f"{name} must have shape ({wanted}); got {rows.shape}")
+    return np.moveaxis(rows.reshape(math.prod(heads), *rows.shape[-2:]), 0, 1), family

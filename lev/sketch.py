@@ -18,10 +18,11 @@ import numpy as np
 
 from lev import backend, bounds, heavy, store
 from lev.candidates import Candidates
-from lev.checks import check_decay, check_epsilon, check_heads, check_integer, check_power
+from lev.checks import check_answerable, check_decay, check_epsilon, check_heads, check_integer, check_power
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
+from lev.incoming import asked_for, incoming, padding
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate
 from lev.second import Replay, tighten
@@ -186,37 +187,21 @@ class Sketch:
     def _checked(
         self, keys: Any, indices: Any, payload: Any, mask: Any
     ) -> tuple[Rows, Ids, np.ndarray, backend.Family]:
-        array, family = self._by_row("keys", keys, self.dim, None)
-        m = len(array)
-        numbers, ids = self._ids.count_on(m) if indices is None else self._ids.take(indices, m, self._held_ids())
-        if payload is None and self.payload_dim and m:
-            raise ValueError(f"payload must have shape {(*self.heads, m, self.payload_dim)}; got None")
-        extra = np.zeros((m, len(self._streams), 0))
-        if payload is not None:
-            extra, _ = self._by_row("payload", payload, self.payload_dim, m)
-        padding = None if mask is None else self._check_mask(mask, m)
-        if padding is None:
-            return Rows.of(array, numbers, extra), ids, self._masked, family
-        array = np.where(padding[:, :, None], array.dtype.type(0), array)  # a row of zeros never receives weight
-        return Rows.of(array, numbers, extra), ids, self._masked + padding.sum(axis=0), family
-
-    def _by_row(self, name: str, array: Any, columns: int, count: int | None) -> tuple[np.ndarray, backend.Family]:
-        """Return (*heads, m, columns) as (m, H, columns), heads in C order.  Raises TypeError, ValueError."""
-        rows, family = backend.intake(name, array)
-        wanted = (*self.heads, "m" if count is None else count, columns)
-        if rows.ndim != len(wanted) or any(
-            size != got for size, got in zip(wanted, rows.shape, strict=True) if size != "m"
-        ):
-            raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}); got {rows.shape}")
-        return np.moveaxis(rows.reshape(len(self._streams), *rows.shape[-2:]), 0, 1), family
-
-    def _check_mask(self, mask: Any, m: int) -> np.ndarray:
-        padding, _ = backend.intake("mask", mask)
-        if padding.dtype != bool:
-            raise TypeError(f"mask must be bool, True where a row is padding; got dtype {padding.dtype}")
-        if padding.shape != (*self.heads, m):
-            raise ValueError(f"mask must have shape {(*self.heads, m)}; got {padding.shape}")
-        return padding.reshape(len(self._streams), m).T
+        rows, ids, family = incoming(
+            keys,
+            indices,
+            payload,
+            dim=self.dim,
+            payload_dim=self.payload_dim,
+            ids=self._ids,
+            held=self._held_ids(),
+            heads=self.heads,
+        )
+        if mask is None:
+            return rows, ids, self._masked, family
+        masked = padding(mask, self.heads, len(rows))
+        blank = np.where(masked[:, :, None], rows.keys.dtype.type(0), rows.keys)  # zeros never receive weight
+        return replace(rows, keys=blank), ids, self._masked + masked.sum(axis=0), family
 
     def _held_ids(self) -> np.ndarray:
         kept = [rows.ids for stream in self._streams for rows in stream.kept]
@@ -269,7 +254,7 @@ class Sketch:
 
         With heads it is a list of them, in C order of heads.  Raises ValueError.
         """
-        epsilon = self._answerable(epsilon)
+        epsilon = check_answerable(epsilon, self.epsilon)
         sets = [self._members(head, epsilon) for head in range(len(self._streams))]
         return sets if self.heads else sets[0]
 
@@ -298,7 +283,7 @@ class Sketch:
         Raises TypeError, and ValueError for p < 1 (not convex), for heads, and if the rows are not as many.
         Theory: 05, duality; 12, online Lewis weights and decay.
         """
-        epsilon = self._answerable(epsilon)
+        epsilon = check_answerable(epsilon, self.epsilon)
         if self.heads or self.p < 1:
             raise ValueError(f"second_pass needs heads=() and p >= 1; this sketch has heads={self.heads}, p={self.p:g}")
         if self.p == 2:
@@ -337,8 +322,8 @@ class Sketch:
         entries' proved lower ends.  Cost: (rank + retained) d a query.
         Raises TypeError and ValueError.  Theory: 01, universal sets; 12, online Lewis weights and decay.
         """
-        epsilon = self._answerable(epsilon)
-        asked, groups = self._checked_queries(queries)
+        epsilon = check_answerable(epsilon, self.epsilon)
+        asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)
         settled = self._settle()
         held = [int(stream.kept[0].ids.max(initial=-1)) for stream in settled._streams]
         width = self._ids.following if width is None else check_integer("width", width, 1 + max(held))
@@ -354,34 +339,12 @@ class Sketch:
         With decay rows count as of the largest id seen; for p > 2 no upper end is then known, and it is infinite.
         ``queries`` as in :meth:`heavy_hitters`.  Raises TypeError and ValueError.
         """
-        asked, groups = self._checked_queries(queries)
+        asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)
         streams, now = self._settle()._streams, self._ids.following - 1
         ends = [heavy.normalizer(streams[head // groups], part, now) for head, part in enumerate(asked)]
         shape = (*self.heads[:-1], self.heads[-1] * groups, -1) if self.heads else (-1,)
         lower, upper = (np.reshape([end[i] for end in ends], shape) for i in (0, 1))
         return self._family.out(lower), self._family.out(upper)
-
-    def _answerable(self, epsilon: float | None) -> float:
-        epsilon = self.epsilon if epsilon is None else check_epsilon(epsilon)
-        if epsilon < self.epsilon:
-            raise ValueError(
-                f"epsilon must be at least the sketch's {self.epsilon:g}, for keys below it are gone; got {epsilon:g}"
-            )
-        return epsilon
-
-    def _checked_queries(self, queries: Any) -> tuple[np.ndarray, int]:
-        """Return queries as (heads, m, columns), and how many query heads share a key head."""
-        array, _ = backend.intake("queries", queries)
-        fits = array.ndim == len(self.heads) + 2 and array.shape[-1] in {self.dim, self.dim + self.intercept}
-        *outer, last = self.heads or (1,)
-        shape = array.shape[:-2] if self.heads else (1,)
-        if not fits or shape[:-1] != tuple(outer) or shape[-1] == 0 or shape[-1] % last:
-            wanted = ", ".join(map(str, (*self.heads, "m", self.dim)))
-            raise ValueError(f"queries must have shape ({wanted}); got {array.shape}")
-        array = array.reshape(math.prod(shape), *array.shape[-2:])
-        for head in array:
-            backend.check_finite("queries", head)
-        return array, shape[-1] // last
 
     # -- merge ---------------------------------------------------------------------------------------------
 

@@ -121,6 +121,8 @@ class SlidingWindowSketch:
         rows, ids, family = incoming(
             keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=held
         )
+        backend.check_finite("keys", rows.keys)
+        rows = rows.head(0)
         stamps = self._stamps(times, len(rows))
         self._ids, self._family = ids, family
         if len(rows):

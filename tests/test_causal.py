@@ -217,7 +217,7 @@ NAN = np.where(np.arange(90).reshape(30, 3) == 44, np.nan, KEYS)
         (lambda s: s.update(NAN), ValueError, "keys must be finite; row 14 holds"),
         (lambda s: s.update(KEYS[:, :2]), ValueError, r"keys must have shape \(m, 3\); got \(30, 2\)"),
         (lambda s: s.update(KEYS[:2], [0, 40]), ValueError, "indices holds id 0, which this sketch has seen already"),
-        (lambda s: s.update(KEYS, payload=KEYS), ValueError, r"payload must have shape \(m, 0\)"),
+        (lambda s: s.update(KEYS, payload=KEYS), ValueError, r"payload must have shape \(30, 0\); got \(30, 3\)"),
         (lambda s: s.admit(NAN), ValueError, "keys must be finite; row 14 holds"),
         (lambda s: s.attend(KEYS, NAN), ValueError, "queries must be finite; row 14 holds"),
         (lambda s: s.attend(KEYS, KEYS[:2]), ValueError, "queries must have one row for each of the 30 keys; got 2"),

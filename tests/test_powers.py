@@ -240,6 +240,18 @@ def test_affine_queries_for_other_powers():
     assert low[0] <= total <= high[0]
 
 
+@pytest.mark.parametrize("p", POWERS)
+def test_a_block_weighed_against_itself_fits(p):
+    keys = np.random.default_rng(14).standard_t(2, (200, 3))
+    ones = np.ones(200)
+    state = lev.Sketch(3, 0.1, p)._streams[0]
+    weights = state._balanced(keys, ones, ones)
+    form, _ = state.form.add(keys, None, None, state.weighting.factors(weights, ones))
+    own = form.factor().ends(keys)[0] ** (p / 2)
+    assert np.all(own <= weights)
+    assert weights.sum() < 3 * 1.2
+
+
 # -- a second pass -----------------------------------------------------------------------------------------
 
 
