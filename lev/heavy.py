@@ -67,19 +67,23 @@ def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width
         rows = rows.take(rows.upper >= epsilon)
     rows = rows.take(np.argsort(rows.ids))
     scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
-    keys, _ = stream.form.frame.widen(rows.keys, scales)
+    keys, norms = stream.form.frame.widen(rows.keys, scales)
     scaled, roots, _ = roots_of(stream.form, queries)
     low, high = _sandwich(stream)
+    blurs = bounds.dot_error(keys.shape[1] + 8) * np.sqrt(norms)
 
     def entries(part: slice) -> list[np.ndarray]:
         root, logits = roots[part, None], np.abs(scaled[part] @ keys.T)
-        ratios = np.divide(logits, root, out=np.zeros_like(logits), where=root > 0) ** p
+        ratios = np.divide(logits, root, out=np.zeros_like(logits), where=root > 0)
         if p == 2:
-            return [np.where(ratios >= epsilon * low, np.minimum(ratios, 1), 0)]
-        # the rows kept are themselves a part of the normaliser
-        least = np.maximum(low, ratios.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
-        upper = np.minimum(np.minimum(ratios / least, 1), rows.upper)
-        return [np.where(upper >= epsilon, upper, 0), np.minimum(ratios / high, upper)]
+            return [np.where(ratios**2 >= epsilon * low, np.minimum(ratios**2, 1), 0)]
+        # a small power of what is only rounding is not small; and the rows kept are a part of the normaliser
+        blur = np.linalg.norm(scaled[part], axis=1, keepdims=True) * blurs
+        blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
+        least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
+        total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
+        upper = np.minimum(np.minimum(most / total, 1), rows.upper)
+        return [np.where(upper >= epsilon, upper, 0), np.minimum(least / high, upper)]
 
     return _sparse(entries, len(scaled), width, rows.ids)
 

@@ -95,7 +95,9 @@ def _refined(
         if np.all((upper < epsilon) | (lower >= epsilon) | (lower >= (1 - bounds.BRACKET_TOLERANCE) * upper)):
             break
         weights = queries.copy()
-        steps = np.stack([np.linalg.solve(gram, target) for gram, target in zip(grams, targets, strict=True)])
+        # rows may all but vanish from a problem: a ridge keeps it solvable, and what is left over is charged below
+        ridge = 2.0**-50 * np.trace(grams, axis1=1, axis2=2)
+        steps = np.linalg.solve(grams + ridge[:, None, None] * np.eye(rank), targets[:, :, None])[:, :, 0]
         ahead = steps / np.einsum("cr,cr->c", steps, targets)[:, None]
         queries = queries + (ahead - queries) / max(1.0, p - 1)
     return lower, upper
@@ -145,7 +147,7 @@ def _one_pass(
 
 
 def _tempered(response: np.ndarray, p: float) -> np.ndarray:
-    return np.maximum(response, _LEAST) ** (p - 2)
+    return np.clip(np.maximum(response, _LEAST) ** (p - 2), _LEAST, 1 / _LEAST)
 
 
 def _reach(space: _Space) -> float:
