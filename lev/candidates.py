@@ -79,7 +79,7 @@ class Candidates:
     def _add_weighted(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
         """Add rows with weights from the present judge: an earlier, smaller form makes them larger, so still safe."""
         scales = self._scales(rows.ids)
-        weights = self.weighting.weights(self.form.odds(rows.keys, self.judge, scales))
+        weights = self.form.weigh(rows.keys, self.judge, scales, self.weighting.weights)
         if weights.sum() > 2 * (1 + self.form.rank):
             weights = self._balanced(rows.keys, weights, scales)
         form, _ = self.form.add(rows.keys, self.judge, None, self.weighting.factors(weights, scales))
@@ -87,7 +87,7 @@ class Candidates:
         grown = replace(self, form=form, mass=self.mass + mass, fresh=self.fresh + float(weights.sum()))
         if self.judge is None or form.frame is not self.form.frame:
             return grown, None
-        return grown, grown._certified(weights ** (2 / self.weighting.p), scales)
+        return grown, self.weighting.certified(weights, grown.mass, form.rows, scales)
 
     def _balanced(self, keys: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return smaller weights for a block that the judge knows too little of, by weighing it against itself."""
@@ -105,9 +105,6 @@ class Candidates:
                 excess = np.divide(own, weights, out=np.zeros_like(own), where=weights > 0).max(initial=0)
                 weights = np.minimum(weights * max(1.0, excess), 1)
         return weights
-
-    def _certified(self, odds: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        return self.weighting.ends(odds, odds, self.mass, self.form.rows, scales)[1]
 
     def keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
         """Return the candidates with those of the rows that may reach epsilon."""

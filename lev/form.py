@@ -10,7 +10,7 @@ as the identity and has lost nothing.  Theory: 04, rounding margin and resolutio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,13 +110,19 @@ class Form:
             leaves = bool(self.frame.leaves(x, outside, self.tail, self.excuse).any())
             return _Part(gram, energy, leaves, upper)
 
-    def odds(self, block: np.ndarray, judge: Factor | None, factors: np.ndarray) -> np.ndarray:
-        """Return upper bounds, (m,), on k^T M^+ k of each row times its factor, infinite where it leaves the span.
+    def weigh(
+        self,
+        block: np.ndarray,
+        judge: Factor | None,
+        factors: np.ndarray,
+        rule: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Return what ``rule`` makes of the odds, (m,): bounds on k^T M^+ k of each row times its factor.
 
-        Cost: 2 d r a row.
+        They are infinite where a row leaves the span, and 0 for zeros alone.  Cost: 2 d r a row.
         """
         if judge is None or self.rank == 0:
-            return np.where(block.any(axis=1), np.inf, 0.0)
+            return rule(np.where(block.any(axis=1), np.inf, 0.0))
         full = judge.filter(judge.rank, block.dtype)
 
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
@@ -129,7 +135,7 @@ class Form:
             odds[leaves] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
             odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
-            return odds
+            return rule(odds)
 
         return np.concatenate(backend.run(of, backend.pieces(block, factors)))
 

@@ -208,7 +208,12 @@ class Sketch:
         return np.unique(np.concatenate([*kept, *(rows.ids for rows in self._pending)]))
 
     def _block_rows(self) -> int:
-        """Return the length of the next block: about the rows so far, so that early bounds are fresh too."""
+        """Return the length of the next block: about the rows so far, so that early bounds are fresh too.
+
+        Heads for p = 2 are scored by the form with the block in it, so theirs are long from the start.
+        """
+        if self.heads and self.p == 2:
+            return max(_SMALLEST_BLOCK, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
         largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim // len(self._streams))
         seen = self._streams[0].form.rows
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))

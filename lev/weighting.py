@@ -89,6 +89,16 @@ class Weighting:
         low = np.where(alive & self._stays_above, np.exp(np.minimum(low, 0)), 0.0)
         return low, np.where(alive, np.exp(np.minimum(high, 0)), 0.0)
 
+    def certified(self, weights: np.ndarray, mass: float, rows: int, scales: np.ndarray) -> np.ndarray:
+        """Return proved upper ends, (m,), of sensitivities of rows that were just added with these weights."""
+        if self.p <= 2:
+            return weights
+        share = math.log(mass) - (0.0 if self.decay == 1 else 2 * np.log(scales))
+        spread = (self.p / 2 - 1) * np.maximum(share, 0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            upper = weights * np.exp(spread + bounds.power_error(self.p, rows) * (1 + spread))
+        return np.where(weights > 0, np.minimum(upper, 1), 0.0)
+
     @property
     def _stays_above(self) -> bool:
         """Whether weights stay above their rows, which lower ends need; decayed weights for p > 2 may not."""
