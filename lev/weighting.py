@@ -91,7 +91,7 @@ class Weighting:
 
     def certified(self, weights: np.ndarray, mass: float, rows: int, scales: np.ndarray) -> np.ndarray:
         """Return proved upper ends, (m,), of sensitivities of rows that were just added with these weights."""
-        if self.p <= 2:
+        if self.p <= 2 or mass == 0:
             return weights
         share = math.log(mass) - (0.0 if self.decay == 1 else 2 * np.log(scales))
         spread = (self.p / 2 - 1) * np.maximum(share, 0)
