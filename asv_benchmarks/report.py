@@ -46,6 +46,33 @@ def stream_row(shape, condition):
     return {"n": shape[0], "d": shape[1], "condition": condition, "seconds": seconds}
 
 
+def other_rows():
+    """Return the seconds of lev and of the Gram product for other powers and for many heads."""
+    found = []
+    for p in (1, 3, 4):
+        keys = common.make_keys(*common.SHAPES[0], 30)
+        tasks = {"lev": lambda keys=keys, p=p: streamed(keys, p=p), "gram": lambda keys=keys: common.gram(keys)}
+        what = f"p = {p}, {keys.shape[0]:,} x {keys.shape[1]}"
+        found.append({"what": what, "seconds": common.interleaved(tasks, min(3, common.REPEATS))})
+    for shape in common.HEADS:
+        keys = common.make_heads(*shape)
+        tasks = {
+            "lev": lambda keys=keys: streamed(keys, 0.5),
+            "gram": lambda keys=keys: keys.swapaxes(-1, -2) @ keys,
+        }
+        what = f"{shape[0]} heads of {shape[1]:,} x {shape[2]}"
+        found.append({"what": what, "seconds": common.interleaved(tasks, min(5, common.REPEATS))})
+    return found
+
+
+def other_table(rows):
+    lines = ["| what | K.T @ K ms | lev ms | lev / K.T @ K |", "|---|---|---|---|"]
+    for row in rows:
+        gram, own = row["seconds"]["gram"], row["seconds"]["lev"]
+        lines.append(f"| {row['what']} | {gram * 1e3:.0f} | {own * 1e3:.0f} | {own / gram:.1f} |")
+    return "\n".join(lines)
+
+
 def table(rows):
     head = ["n", "d", "cond", "K.T @ K ms", "lev ms", "lev / K.T @ K", "Gram+Cholesky+solve / lev", "QR / lev"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -64,12 +91,14 @@ def main():
     arguments = parser.parse_args()
     rows = [stream_row(shape, condition) for shape in common.SHAPES for condition in common.CONDITIONS]
     peaks = {dim: memory.stream_peaks(100_000 if common.QUICK else 10_000_000, dim) for dim in (16, 64)}
-    result = {"machine": machine(), "epsilon": common.EPSILON, "stream": rows, "peak_mb": peaks}
-    print(table(rows))
+    others = other_rows()
+    result = {"machine": machine(), "epsilon": common.EPSILON, "stream": rows, "others": others, "peak_mb": peaks}
+    text = f"{table(rows)}\n\n{other_table(others)}"
+    print(text)
     print("MB above the warm interpreter after growing streams:", json.dumps(peaks))
     if not arguments.stdout:
         (RESULTS / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "cpu.md").write_text(table(rows) + "\n")
+        (RESULTS / "cpu.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

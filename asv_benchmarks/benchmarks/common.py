@@ -10,6 +10,7 @@ import scipy.linalg
 QUICK = bool(os.environ.get("LEV_BENCH_QUICK"))
 EPSILON = 0.05
 SHAPES = [(20_000, 64), (10_000, 128)] if QUICK else [(1_000_000, 64), (500_000, 128)]
+HEADS = [(8, 197, 64)] if QUICK else [(768, 197, 64), (24, 8192, 64)]
 CONDITIONS = [1, 30, 300]
 REPEATS = 1 if QUICK else 9
 
@@ -20,6 +21,11 @@ def make_keys(n, d, condition, seed=0):
     turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
     spectrum = np.logspace(0, -np.log10(condition), d)
     return rng.standard_normal((n, d), dtype=np.float32) @ (spectrum[:, None] * turn).astype(np.float32)
+
+
+def make_heads(heads, n, d, seed=0):
+    """Return float32 Gaussian keys (heads, n, d)."""
+    return np.random.default_rng(seed).standard_normal((heads, n, d), dtype=np.float32)
 
 
 def interleaved(tasks, repeats=REPEATS):

@@ -2,11 +2,22 @@
 
 import lev
 
-from .common import CONDITIONS, EPSILON, SHAPES, gram, gram_cholesky_solve, interleaved, make_keys, qr
+from .common import (
+    CONDITIONS,
+    EPSILON,
+    HEADS,
+    SHAPES,
+    gram,
+    gram_cholesky_solve,
+    interleaved,
+    make_heads,
+    make_keys,
+    qr,
+)
 
 
-def streamed(keys, epsilon=EPSILON):
-    return lev.Sketch(keys.shape[1], epsilon).update(keys).universal_set()
+def streamed(keys, epsilon=EPSILON, **arguments):
+    return lev.Sketch(keys.shape[-1], epsilon, heads=keys.shape[:-2], **arguments).update(keys).universal_set()
 
 
 class Ratios:
@@ -45,6 +56,37 @@ class NearThreshold:
     def track_time_over_gram(self, shape):
         n, d = shape
         seconds = interleaved({"lev": lambda: streamed(self.keys, 2 * d / n), "gram": lambda: gram(self.keys)}, 5)
+        return seconds["lev"] / seconds["gram"]
+
+
+class Powers:
+    """Other powers than 2, at condition 30."""
+
+    params = ([1, 3, 4],)
+    param_names = ("p",)
+    unit = "ratio"
+
+    def setup(self, p):
+        self.keys = make_keys(*SHAPES[0], 30)
+
+    def track_time_over_gram(self, p):
+        seconds = interleaved({"lev": lambda: streamed(self.keys, p=p), "gram": lambda: gram(self.keys)}, 3)
+        return seconds["lev"] / seconds["gram"]
+
+
+class Heads:
+    """Many heads at once, beside the batched Gram product."""
+
+    params = (HEADS,)
+    param_names = ("shape",)
+    unit = "ratio"
+
+    def setup(self, shape):
+        self.keys = make_heads(*shape)
+
+    def track_time_over_gram(self, shape):
+        tasks = {"lev": lambda: streamed(self.keys, 0.5), "gram": lambda: self.keys.swapaxes(-1, -2) @ self.keys}
+        seconds = interleaved(tasks, 5)
         return seconds["lev"] / seconds["gram"]
 
 
