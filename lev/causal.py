@@ -174,13 +174,15 @@ class CausalSketch:
 
     def _take(self, keys: Any, indices: Any, payload: Any) -> Rows:
         """Return the rows of an update that nothing can refuse any more."""
-        held = np.concatenate([rows.ids for rows in [self._kept, *self._pending]])
         rows, ids, family = incoming(
-            keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=held
+            keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=self._held_ids
         )
         backend.check_finite("keys", rows.keys)
         self._ids, self._family, self._settled = ids, family, None
         return rows.head(0)
+
+    def _held_ids(self) -> np.ndarray:
+        return np.concatenate([rows.ids for rows in [self._kept, *self._pending]])
 
     def _block_rows(self) -> int:
         return max(_SMALLEST_BLOCK, _BLOCK_PER_COLUMN * self.dim)

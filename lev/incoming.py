@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,17 @@ def incoming(
     dim: int,
     payload_dim: int,
     ids: Ids,
-    held: np.ndarray,
+    held: Callable[[], np.ndarray],
     heads: tuple[int, ...] = (),
 ) -> tuple[Rows, Ids, backend.Family]:
     """Return the rows of an update, (m, heads, dim), what is known of the ids then, and the family of the keys.
 
-    ``ids`` is what is known before and ``held`` the ids of the rows retained.  Whether rows are finite is for the
-    caller to see.  Raises TypeError and ValueError.
+    ``ids`` is what is known before; ``held`` returns the ids of the rows retained, if they are needed.  Whether rows
+    are finite is for the caller to see.  Raises TypeError and ValueError.
     """
     array, family = _by_row("keys", keys, heads, None, dim)
     m = len(array)
-    numbers, known = ids.count_on(m) if indices is None else ids.take(indices, m, held)
+    numbers, known = ids.count_on(m) if indices is None else ids.take(indices, m, held())
     if payload is None and payload_dim and m:
         raise ValueError(f"payload must have shape {(*heads, m, payload_dim)}; got None")
     extra = np.zeros((m, array.shape[1], 0))
@@ -76,4 +77,4 @@ def _by_row(
     if not fits or (count is not None and rows.shape[-2] != count):
         wanted = ", ".join(map(str, (*heads, "m" if count is None else count, columns)))
         raise ValueError(f"{name} must have shape ({wanted}); got {rows.shape}")
-    return np.moveaxis(rows.reshape(math.prod(heads), *rows.shape[-2:]), 0, 1), family
+    return (np.moveaxis(rows.reshape(math.prod(heads), *rows.shape[-2:]), 0, 1) if heads else rows[:, None]), family

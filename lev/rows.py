@@ -21,7 +21,7 @@ class Rows:
     @classmethod
     def of(cls, keys: np.ndarray, ids: np.ndarray, payload: np.ndarray) -> Rows:
         """Return rows of which nothing is known yet."""
-        return cls(keys, ids, payload, np.broadcast_to(0.0, len(ids)), np.broadcast_to(1.0, len(ids)))
+        return cls(keys, ids, payload, np.zeros(len(ids)), np.ones(len(ids)))
 
     def __len__(self) -> int:
         return len(self.ids)

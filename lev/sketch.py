@@ -194,7 +194,7 @@ class Sketch:
             dim=self.dim,
             payload_dim=self.payload_dim,
             ids=self._ids,
-            held=self._held_ids(),
+            held=self._held_ids,
             heads=self.heads,
         )
         if mask is None:
@@ -205,7 +205,7 @@ class Sketch:
 
     def _held_ids(self) -> np.ndarray:
         kept = [rows.ids for stream in self._streams for rows in stream.kept]
-        return np.unique(np.concatenate([*kept, *(rows.ids for rows in self._pending)]))
+        return np.concatenate([*kept, *(rows.ids for rows in self._pending)])
 
     def _block_rows(self) -> int:
         """Return the length of the next block: about the rows so far, so that early bounds are fresh too.

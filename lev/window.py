@@ -115,11 +115,8 @@ class SlidingWindowSketch:
         ``times`` (m,) are real numbers that never go back, for a window of time; all updates give them or none.
         The rest, and the errors, are those of :meth:`lev.Sketch.update`.
         """
-        held = np.concatenate(
-            [np.zeros(0, np.int64), *(block.rows.ids for block in self._blocks), *(rows.ids for rows, _ in self._open)]
-        )
         rows, ids, family = incoming(
-            keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=held
+            keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=self._held_ids
         )
         backend.check_finite("keys", rows.keys)
         rows = rows.head(0)
@@ -162,6 +159,11 @@ class SlidingWindowSketch:
             before = stamps[row - 1] if row else self._now
             raise ValueError(f"times must not go back; row {row} came at {stamps[row]:g} after {before:g}")
         return stamps
+
+    def _held_ids(self) -> np.ndarray:
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(block.rows.ids for block in self._blocks), *(rows.ids for rows, _ in self._open)]
+        )
 
     def _alive(self, times: Any) -> Any:
         return self._now - times < self.window
