@@ -97,6 +97,14 @@ def finite_matrix(name: str, array: Any, columns: int | None) -> tuple[np.ndarra
     return rows, family
 
 
+def finite_keys(keys: Any) -> tuple[np.ndarray, Family]:
+    """Return keys (n, d), d >= 1, as :func:`finite_matrix` does."""
+    array, family = finite_matrix("keys", keys, None)
+    if array.shape[1] == 0:
+        raise ValueError(f"keys must have at least one column; got shape {array.shape}")
+    return array, family
+
+
 def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
     """Raise ValueError that names the first row with NaN or infinity."""
     if not np.isfinite(rows).all():

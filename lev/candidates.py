@@ -40,6 +40,11 @@ class Candidates:
     def retained(self) -> int:
         return sum(map(len, self.kept))
 
+    @property
+    def factor(self) -> Factor:
+        """A factor of the present form."""
+        return self.judge if self.current and self.judge is not None else self.form.factor()
+
     def _scales(self, ids: np.ndarray) -> np.ndarray:
         return self.weighting.scales(ids, self.epoch)
 
@@ -143,7 +148,8 @@ class Candidates:
     def rated(self, upper: np.ndarray) -> Candidates:
         """Return the candidates with the upper ends known of the kept rows, and lower ends by the present form."""
         (rows,), judge = self.kept, self.form.factor()
-        return replace(self, judge=judge, kept=(replace(rows, lower=self._bracket(rows, judge)[0], upper=upper),))
+        rows = replace(rows, lower=self._bracket(rows, judge)[0], upper=upper)
+        return replace(self, judge=judge, kept=(rows,), current=True)
 
     # -- merge ---------------------------------------------------------------------------------------------
 

@@ -110,10 +110,10 @@ class CausalSketch:
     @property
     def nbytes(self) -> int:
         """Bytes of the form, the cache, the rows that wait for their block and the lifetimes."""
-        triangle = self._form.frame.triangle
-        square = self._form.gram.nbytes + (0 if triangle is None else triangle.matrix.nbytes)
         ended = 3 * sum(life.ids.nbytes for life in self._ended)
-        return square + ended + self._since.nbytes + sum(rows.nbytes for rows in [self._kept, *self._pending])
+        return (
+            self._form.nbytes + ended + self._since.nbytes + sum(rows.nbytes for rows in [self._kept, *self._pending])
+        )
 
     def __repr__(self) -> str:
         return f"CausalSketch(dim={self.dim}, epsilon={self.epsilon:g}, count={self.count}, retained={self.retained})"

@@ -42,14 +42,6 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
-def check_decay(decay: Any) -> float:
-    """Return decay as a float in (0, 1]."""
-    value = _real("decay", decay)
-    if not 0 < value <= 1:
-        raise ValueError(f"decay must be in (0, 1]; got {decay!r}")
-    return value
-
-
 def check_heads(heads: Any) -> tuple[int, ...]:
     """Return heads as a tuple of positive integers."""
     if isinstance(heads, str) or not isinstance(heads, Iterable):

@@ -42,9 +42,7 @@ class Factor:
 
     def ends(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): k^T M^+ k of each row k, times its factor, lies between."""
-        root, pad = self._roots(rows, factors)
-        with np.errstate(over="ignore"):
-            return np.maximum(root - pad, 0) ** 2 * max(0.0, 1 - self.slack), (root + pad) ** 2 * self.growth
+        return proved_ends(*self._roots(rows, factors), self.slack)
 
     def shifted(self, frame: Frame, power: int) -> Factor:
         """Return the factor of the same form times 2^(-2 power), in a frame of 2^power times the unit."""
@@ -76,7 +74,7 @@ class Factor:
     @property
     def growth(self) -> float:
         """What the margin of the form may add to a score, as a factor."""
-        return 1 / (1 - self.slack) if self.slack < 1 else _HUGE
+        return _growth(self.slack)
 
     def width(self, epsilon: float) -> int:
         """Return how many of the weakest eigenvectors make a filter that few rows pass.
@@ -136,3 +134,13 @@ class Filter:
         kernels = backend.kernels_of(rows)
         kernels.screen(parts, y_norms, x_norms, self.following, self.pad, self.growth, upper)
         return upper
+
+
+def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return (lower, upper) of squares of ``roots`` that are off by ``pads``, in a form that is off by ``slack``."""
+    with np.errstate(over="ignore"):
+        return np.maximum(roots - pads, 0) ** 2 * max(0.0, 1 - slack), (roots + pads) ** 2 * _growth(slack)
+
+
+def _growth(slack: float) -> float:
+    return 1 / (1 - slack) if slack < 1 else _HUGE

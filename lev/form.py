@@ -88,6 +88,11 @@ class Form:
             return form._through_qr(block, factors), None
         return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
 
+    def grown(self, block: np.ndarray, judge: Factor | None) -> tuple[Form, Factor | None]:
+        """Return the form with ``block`` added, its rows not bounded, and a judge for the next block."""
+        form, _ = self.add(block, judge)
+        return form, judge if form.frame is self.frame else form.factor()
+
     def _measure(
         self, piece: np.ndarray, factors: np.ndarray | None, filters: tuple[Filter, Filter, float] | None
     ) -> _Part:

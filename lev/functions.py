@@ -52,7 +52,7 @@ class Function(ABC):
         >>> lower.round(6), upper.round(6)
         (array([1. , 0.5, 0.5]), array([1. , 0.5, 0.5]))
         """
-        array, family = _intake(keys)
+        array, family = backend.finite_keys(keys)
         asked = np.arange(len(array)) if rows is None else backend.indices("rows", rows, len(array))
         lower, upper = self._brackets(array, asked, _closed)
         return family.out(lower), family.out(upper)
@@ -69,7 +69,7 @@ class Function(ABC):
         >>> lev.functions.Tukey(1.0).universal_set(keys, 0.5).indices
         array([7])
         """
-        array, family = _intake(keys)
+        array, family = backend.finite_keys(keys)
         epsilon = check_epsilon(epsilon)
 
         def decided(low: float, high: float) -> bool:
@@ -251,10 +251,3 @@ class BoundedSoftmax(Function):
 
 def _closed(low: float, high: float) -> bool:
     return low >= (1 - bounds.BRACKET_TOLERANCE) * high
-
-
-def _intake(keys: Any) -> tuple[np.ndarray, backend.Family]:
-    array, family = backend.finite_matrix("keys", keys, None)
-    if array.shape[1] == 0:
-        raise ValueError(f"keys must have at least one column; got shape {array.shape}")
-    return array, family

@@ -6,6 +6,7 @@ A head whose rounding margin is too large for that, or that is not of full rank,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.candidates import Candidates
+from lev.factor import proved_ends
 from lev.form import Form
 from lev.frame import Frame
 from lev.rows import Rows, concatenate
@@ -60,9 +62,8 @@ class _Judge:
     norms: np.ndarray  # (m,), |x|
 
     def ends(self, roots: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pads = self.reach * norms
-        lower = np.maximum(roots - pads, 0) ** 2 * (1 - self.slack)
-        return np.minimum(lower, 1), np.minimum((roots + pads) ** 2 / (1 - self.slack), 1)
+        lower, upper = proved_ends(roots, self.reach * norms, self.slack)
+        return np.minimum(lower, 1), np.minimum(upper, 1)
 
 
 def _parts(keys: np.ndarray) -> list[slice]:
@@ -86,20 +87,15 @@ def _kept(stream: Candidates, judge: _Judge, rows: Rows) -> Candidates:
 def _add(forms: Sequence[Form], keys: np.ndarray, scales: np.ndarray | None, part: slice) -> list[_Judge | None]:
     """Return for each head of ``part`` a judge that has its rows of (m, heads, d) in it, or None."""
     some = list(forms[part])
-    if not all(_plain(form) for form in some):
-        return [None] * len(some) if len(some) == 1 else _singly(forms, keys, scales, part)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        x = _widened(keys[:, part], some[0].frame.dim, scales)
-        frames = _frames(some, x)
-        x *= np.stack([frame.scale for frame in frames])[:, None, :]
-        try:
+    if all(_plain(form) for form in some):
+        with contextlib.suppress(np.linalg.LinAlgError), np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            x = _widened(keys[:, part], some[0].frame.dim, scales)
+            frames = _frames(some, x)
+            x *= np.stack([frame.scale for frame in frames])[:, None, :]
             return list(_judged(some, frames, x, keys.dtype))
-        except np.linalg.LinAlgError:
-            return [None] * len(some) if len(some) == 1 else _singly(forms, keys, scales, part)
-
-
-def _singly(forms: Sequence[Form], keys: np.ndarray, scales: np.ndarray | None, part: slice) -> list[_Judge | None]:
-    heads = range(*part.indices(len(forms)))
+    if len(some) == 1:
+        return [None]
+    heads = range(*part.indices(len(forms)))  # one bad head must not spoil the others
     return [judge for head in heads for judge in _add(forms, keys, scales, slice(head, head + 1))]
 
 

@@ -51,7 +51,7 @@ def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.nd
 
 def _sandwich(stream: Candidates) -> tuple[float, float]:
     """Return the factors between which the normaliser lies of ||M^(1/2) q||^p as computed."""
-    slack, p = min(stream.form.factor().slack, 1.0), stream.weighting.p
+    slack, p = min(stream.factor.slack, 1.0), stream.weighting.p
     low, high = stream.weighting.sandwich(stream.mass, stream.form.rows)
     return low * (1 - slack) ** (p / 2), high * (1 + slack) ** (p / 2)
 

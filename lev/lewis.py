@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from lev import backend, bounds
-from lev.checks import check_epsilon, check_power
+from lev.checks import check_epsilon, check_fraction, check_power
 from lev.eliminate import Coordinates, eliminate
 from lev.refine import refine, triangle_of
 from lev.universal import UniversalSet, select
@@ -38,7 +38,7 @@ def lewis_weights(keys: Any, p: float) -> Any:
     >>> lev.lewis_weights([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 4).round(12)
     array([1. , 0.5, 0.5])
     """
-    array, family, p = *_intake(keys), check_power(p)
+    array, family, p = *backend.finite_keys(keys), check_power(p)
     found = eliminate(array)
     return family.out(found.spread(np.exp(_log_weights(found, p))))
 
@@ -63,8 +63,8 @@ def sensitivities(
     >>> lower.round(6), upper.round(6)
     (array([0.5, 0.5, 0.5]), array([0.5, 0.5, 0.5]))
     """
-    array, family, p = *_intake(keys), check_power(p)
-    tolerance = _check_tolerance(tolerance)
+    array, family, p = *backend.finite_keys(keys), check_power(p)
+    tolerance = check_fraction("tolerance", tolerance)
     asked = np.arange(len(array)) if rows is None else backend.indices("rows", rows, len(array))
     lower, upper = _brackets(array, p, asked, lambda low, high: low >= (1 - tolerance) * high)
     return family.out(lower[asked]), family.out(upper[asked])
@@ -83,7 +83,7 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
     >>> lev.lewis.lp_universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5, 4.0).indices
     array([0])
     """
-    array, family, p = *_intake(keys), check_power(p)
+    array, family, p = *backend.finite_keys(keys), check_power(p)
     epsilon = check_epsilon(epsilon)
 
     def decided(low: float, high: float) -> bool:
@@ -182,20 +182,3 @@ def _certificates(found: Coordinates, p: float, log_v: np.ndarray) -> tuple[np.n
     slack = bounds.dot_error(n + 16) * (1 + p) * (1 + np.abs(high) + abs(ends[0]) + abs(ends[1]))
     lower = np.exp(low + ends[0] + p * math.log1p(-lost) - slack)
     return lower, np.minimum(1.0, np.exp(high + ends[1] - p * math.log1p(-lost) + slack))
-
-
-# -- input -------------------------------------------------------------------------------------------------
-
-
-def _intake(keys: Any) -> tuple[np.ndarray, backend.Family]:
-    array, family = backend.finite_matrix("keys", keys, None)
-    if array.shape[1] == 0:
-        raise ValueError(f"keys must have at least one column; got shape {array.shape}")
-    return array, family
-
-
-def _check_tolerance(tolerance: Any) -> float:
-    try:
-        return check_epsilon(tolerance)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("epsilon", "tolerance")) from None

@@ -10,7 +10,6 @@ import numpy as np
 
 from lev import backend
 from lev.checks import check_epsilon, check_integer
-from lev.factor import Factor
 from lev.form import Form
 from lev.parallel import parts_of
 from lev.rows import Rows, concatenate
@@ -40,7 +39,7 @@ def two_pass(source: Any, epsilon: float, *, start: int = 0, **options: Any) -> 
     for place, block, _ in _blocks(replay, None):
         if place == 0:
             form = Form.empty(block.shape[1])
-        form, judge = _grown(form, judge, block)
+        form, judge = form.grown(block, judge) if len(block) else (form, judge)
     judge, limit = form.factor(), form.limit
     empty = Rows.of(np.zeros((0, form.frame.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))
     kept, omitted, count, family = [empty], 0.0, 0, backend.NUMPY
@@ -56,14 +55,6 @@ def two_pass(source: Any, epsilon: float, *, start: int = 0, **options: Any) -> 
     rows = concatenate([part for part in kept if len(part)] or [empty])
     exact = bool(np.all(rows.lower >= epsilon * (1 - 2 * limit)))
     return UniversalSet.of(rows, family, epsilon=epsilon, count=count, exact=exact, omitted=omitted)
-
-
-def _grown(form: Form, judge: Factor | None, block: np.ndarray) -> tuple[Form, Factor | None]:
-    """Return the form with a block added; its bounds on the rows are not needed."""
-    if not len(block):
-        return form, judge
-    form, upper = form.add(block, judge, 1.0)
-    return form, form.factor() if upper is None else judge
 
 
 def _replay(source: Any, options: dict[str, Any]) -> Callable[[], Iterable[Any]]:

@@ -46,10 +46,7 @@ def _scores(keys: np.ndarray) -> np.ndarray:
     form, judge = Form.empty(keys.shape[1]), None
     for start in range(0, len(keys), step):
         try:
-            grown, _ = form.add(keys[start : start + step], judge)
+            form, judge = form.grown(keys[start : start + step], judge)
         except NonFiniteRow as error:
             raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
-        if grown.frame is not form.frame:
-            judge = grown.factor()
-        form = grown
     return form.factor().scores(keys)

@@ -59,7 +59,7 @@ class _Space:
                 yield self.of(keys[part], ids[part])
 
     def of(self, keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        judge, weighting = self.stream.judge or self.stream.form.factor(), self.stream.weighting
+        judge, weighting = self.stream.factor, self.stream.weighting
         factors = weighting.scales(ids, self.stream.epoch) ** min(1.0, 2 / weighting.p)
         x, norms = judge.frame.widen(keys, factors)
         y, _ = judge.frame.coordinates(x)
@@ -153,5 +153,5 @@ def _tempered(response: np.ndarray, p: float) -> np.ndarray:
 def _reach(space: _Space) -> float:
     """Return c with |y| <= c ||Z y||_p for every y: the form's own lower end of the normaliser."""
     low, _ = space.stream.weighting.sandwich(space.stream.mass, space.stream.form.rows)
-    slack = min(space.stream.form.factor().slack, 0.5)
+    slack = min(space.stream.factor.slack, 0.5)
     return float((low * (1 - slack) ** (space.stream.weighting.p / 2)) ** (-1 / space.stream.weighting.p))

@@ -18,7 +18,7 @@ import numpy as np
 
 from lev import backend, bounds, heavy, store
 from lev.candidates import Candidates
-from lev.checks import check_answerable, check_decay, check_epsilon, check_heads, check_integer, check_power
+from lev.checks import check_answerable, check_epsilon, check_fraction, check_heads, check_integer, check_power
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
@@ -85,7 +85,7 @@ class Sketch:
         self.epsilon = check_epsilon(epsilon)
         self.p = check_power(p)
         self.heads = check_heads(heads)
-        self.decay = check_decay(decay)
+        self.decay = check_fraction("decay", decay)
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)
         self.intercept = bool(intercept)
         self._ids = Ids(check_integer("start", start, 0))

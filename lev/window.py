@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lev import backend
-from lev.checks import check_epsilon, check_integer, check_span
+from lev.checks import check_answerable, check_epsilon, check_integer, check_span
 from lev.form import Form
 from lev.ids import Ids
 from lev.incoming import incoming
@@ -213,9 +213,7 @@ class SlidingWindowSketch:
         For ``epsilon``, by default the sketch's own; raises ValueError for a smaller one.  ``count`` is the
         number of rows of the whole stream.
         """
-        epsilon = self.epsilon if epsilon is None else check_epsilon(epsilon)
-        if epsilon < self.epsilon:
-            raise ValueError(f"epsilon must be at least the sketch's {self.epsilon:g}; got {epsilon:g}")
+        epsilon = check_answerable(epsilon, self.epsilon)
         with backend.single_blas():
             rows, least, most, dropped = self._present()
             upper, lower = least.factor().bracket(rows.keys)[1], most.factor().bracket(rows.keys)[0]
@@ -265,8 +263,7 @@ def _form(keys: np.ndarray) -> Form:
     """Return the form of finite rows."""
     form, judge = Form.empty(keys.shape[1]), None
     for step in _steps(keys):
-        form, upper = form.add(step, judge, 1.0)
-        judge = form.factor() if upper is None else judge
+        form, judge = form.grown(step, judge)
     return form
 
 
