@@ -132,13 +132,24 @@ def kernels_of(array: object) -> ModuleType:
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
 
 
-PIECE = 2048
+PIECE = 1024
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
+TASK = 8 * PIECE
+"""Rows of one task for kernels that go through them group by group."""
 
-def pieces(rows: np.ndarray, factors: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Return ``rows`` and their factors as views of at most PIECE rows, at least one."""
-    parts = [slice(start, start + PIECE) for start in range(0, max(len(rows), 1), PIECE)]
+GROUPS = 64, 512
+"""The fewest and the most rows of a group, a power of two times as many."""
+
+CHAIN = GROUPS[1] + TASK // GROUPS[0]
+"""The most additions that a product passes through in the Gram matrix of one task."""
+
+
+def pieces(
+    rows: np.ndarray, factors: np.ndarray | None = None, size: int = PIECE
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Return ``rows`` and their factors as views of at most ``size`` rows, at least one."""
+    parts = [slice(start, start + size) for start in range(0, max(len(rows), 1), size)]
     return [(rows[part], None if factors is None else factors[part]) for part in parts]
 
 

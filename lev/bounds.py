@@ -31,6 +31,9 @@ MOST_EXCUSE = 2.0**10
 LEWIS_RESIDUAL = 1e-11
 """Relative residual of a Lewis fixed point, times 2 / p for p < 2, which it may grow to in the weights."""
 
+SHARE = 2.0**-10
+"""t in (a + b)^2 <= (1 + t) a^2 + (1 + 1/t) b^2, for filters whose rounding b is small.  Theory: 04, sound filters."""
+
 SMALLEST_ODDS = 2.0**-1000
 """What the odds of a row that is not zero are taken for at least: they may underflow, small powers of them do not."""
 

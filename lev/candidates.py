@@ -114,7 +114,8 @@ class Candidates:
     def keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
         """Return the candidates with those of the rows that may reach epsilon."""
         chosen = upper >= self.epsilon
-        dropped = float(upper[~chosen].max(initial=self.dropped))
+        below = upper[~chosen] if chosen.any() else upper
+        dropped = float(below.max(initial=self.dropped))
         lower = rows.lower if lower is None else lower
         some = replace(rows, lower=lower, upper=upper).take(np.flatnonzero(chosen))
         return replace(self, kept=(*self.kept, some), dropped=dropped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -76,6 +77,29 @@ class Factor:
         """What the margin of the form may add to a score, as a factor."""
         return _growth(self.slack)
 
+    def screen(self, epsilon: float, dtype: np.dtype) -> Screen:
+        """Return upper bounds on the scores of rows of ``dtype`` to come, tight for those that may reach epsilon."""
+        return _screen(self, epsilon, dtype)
+
+    def groups(self, epsilon: float) -> Groups:
+        """Return the bound by groups so large that most stay below epsilon, if there are such.
+
+        The sum S of the scores of rows X from their Gram matrix is off by at most e |X|^2; with the roots of the
+        scores off by a |x|, (1 + t) (S + e |X|^2) + (1 + 1/t) a^2 |X|^2 bounds it.  Theory: 04, sound filters.
+        """
+        fewest, most = backend.GROUPS
+        expected = min(most, int(0.8 * epsilon * self.rows / max(self.rank, 1)))
+        if expected < fewest:
+            return Groups.none(self.rank)
+        precision = self.whiten @ self.whiten.T
+        error = bounds.dot_error(most + self.rank**2 + 2 * self.rank) * float(np.square(self.whiten).sum())
+        return Groups(
+            size=1 << (expected.bit_length() - 1),
+            precision=np.triu(precision) + np.triu(precision, 1),
+            own=self.growth * (1 + bounds.SHARE),
+            rounding=self.growth * ((1 + bounds.SHARE) * 2 * error + (1 + 1 / bounds.SHARE) * self.reach**2),
+        )
+
     def width(self, epsilon: float) -> int:
         """Return how many of the weakest eigenvectors make a filter that few rows pass.
 
@@ -98,12 +122,13 @@ class Factor:
         frame, following = self.frame, self.values[width] if width < self.rank else math.inf
         weak = self.full[:, :width] * np.sqrt(1 - self.values[:width] / following)
         single = dtype == np.float32 and frame.triangle is None and np.abs(frame.exponents).max() <= 60
-        # its padding, a part 2^-10 apart, is to stay small beside the mean score
-        blur = 2.0**10 * bounds.UNIT_SINGLE**2 * self.values.sum() * (1 / self.values).sum()
+        # its padding, a part SHARE apart, is to stay small beside the mean score
+        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.values.sum() * (1 / self.values).sum()
         single = single and blur <= bounds.SINGLE_BLUR * self.rank
         unit = bounds.dot_error(frame.dim + 4, bounds.UNIT_SINGLE if single else bounds.UNIT)
         turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.triangle.whitener))
         return Filter(
+            frame=frame,
             probe=(frame.scale[:, None] * weak).astype(np.float32) if single else weak,
             following=following,
             pad=unit * (float(np.linalg.norm(weak)) + turned / math.sqrt(following)) + self.reach,
@@ -111,29 +136,97 @@ class Factor:
         )
 
 
+@functools.lru_cache(maxsize=4)  # a judge serves many blocks
+def _screen(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
+    coarse = judge.filter(judge.width(epsilon), dtype)
+    return Screen(epsilon, judge.groups(epsilon), coarse, judge.filter(judge.rank, np.dtype(np.float64)))
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Upper bounds on the odds of rows, one for ``size`` rows at a time: on the sum of their odds."""
+
+    size: int
+    precision: np.ndarray  # (r, r): the inverse of the form, as ``Frame.grams`` takes it
+    own: float
+    rounding: float  # of a row of unit norm
+
+    @classmethod
+    def none(cls, rank: int) -> Groups:
+        """Return groups that bound nothing."""
+        return cls(backend.GROUPS[1], np.zeros((rank, rank)), 1.0, math.inf)
+
+    def __call__(self, totals: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        """Return the bound of each row, (m,), from what :meth:`Frame.grams` says and the larger squared norms."""
+        sums = np.add.reduceat(norms, np.arange(0, len(norms), self.size))
+        return np.repeat(self.own * totals + self.rounding * sums, self.size)[: len(norms)]
+
+
 @dataclass(frozen=True, eq=False)
 class Filter:
     """Upper bounds on the odds of rows: k^T M^+ k for a form M without them."""
 
+    frame: Frame
     probe: np.ndarray  # (D, w), for x, or float32 for the rows as they came
     following: float
     pad: float
     growth: float
 
     def __call__(
-        self, rows: np.ndarray, factors: np.ndarray | None, x: np.ndarray, x_norms: np.ndarray, y_norms: np.ndarray
+        self, rows: np.ndarray, factors: np.ndarray | None, x_norms: np.ndarray, y_norms: np.ndarray
     ) -> np.ndarray:
-        """Return the bounds, (m,), for rows as they came, times their factors; x are the same, widened."""
-        if self.probe.dtype == np.float32:
-            d = rows.shape[1]
-            parts = rows @ self.probe[:d] + self.probe[d:].sum(axis=0)
-            parts = parts if factors is None else parts * factors[:, None]
-        else:
-            parts = x @ self.probe
+        """Return the bounds, (m,), for rows as they came, times their factors."""
         upper = np.empty(len(rows))
-        kernels = backend.kernels_of(rows)
-        kernels.screen(parts, y_norms, x_norms, self.following, self.pad, self.growth, upper)
+        for start in range(0, len(rows), backend.PIECE):  # what is written and read again stays in cache
+            some = slice(start, start + backend.PIECE)
+            parts = self._parts(rows[some], None if factors is None else factors[some])
+            out = parts, y_norms[some], x_norms[some], self.following, self.pad, self.growth, bounds.SHARE, upper[some]
+            backend.kernels_of(rows).screen(*out)
         return upper
+
+    def _parts(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        if self.probe.dtype != np.float32:
+            return self.frame.widen(rows, factors)[0] @ self.probe
+        d = rows.shape[1]
+        parts = rows @ self.probe[:d]
+        if len(self.probe) > d:
+            parts += self.probe[d]
+        return parts if factors is None else parts * factors[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """Upper bounds on the scores of rows that are not in the form yet: of groups, then of the rows of the others."""
+
+    epsilon: float
+    groups: Groups
+    coarse: Filter
+    fine: Filter
+
+    def __call__(
+        self,
+        rows: np.ndarray,
+        factors: np.ndarray | None,
+        totals: np.ndarray,
+        x_norms: np.ndarray,
+        y_norms: np.ndarray,
+    ) -> np.ndarray:
+        """Return the bounds, (m,), for rows as they came, times their factors."""
+        upper = scores_of(self.groups(totals, np.maximum(x_norms, y_norms)))
+        for bound in (self.coarse, self.fine):
+            open_ = np.flatnonzero(~(upper < self.epsilon))
+            if open_.size:
+                some = (open_, slice(None))[open_.size == len(rows)]
+                scales = None if factors is None else factors[some]
+                own = scores_of(bound(rows[some], scales, x_norms[some], y_norms[some]))
+                upper[some] = np.fmin(own, upper[some])
+        return upper
+
+
+def scores_of(odds: np.ndarray) -> np.ndarray:
+    """Return a / (1 + a), rounded up: the score of a row in a form from its odds a against the form without it."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(1 / (1 + 1 / odds) * (1 + 2.0**-51), 1.0)
 
 
 def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float) -> tuple[np.ndarray, np.ndarray]:

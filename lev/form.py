@@ -17,7 +17,7 @@ import numpy as np
 import scipy.linalg
 
 from lev import backend, bounds
-from lev.factor import Factor, Filter
+from lev.factor import Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
 
@@ -71,11 +71,8 @@ class Form:
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if judge is None or self.rank == 0:
             return form._through_qr(block, factors), None
-        filters = None
-        if epsilon is not None:
-            coarse = judge.filter(judge.width(epsilon), block.dtype)
-            filters = coarse, judge.filter(judge.rank, np.dtype(np.float64)), epsilon
-        parts = backend.run(lambda piece: self._measure(*piece, filters), backend.pieces(block, factors))
+        screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
+        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, backend.TASK))
         energy = sum(part.energy for part in parts)
         grown = replace(
             form,
@@ -93,26 +90,21 @@ class Form:
         form, _ = self.add(block, judge)
         return form, judge if form.frame is self.frame else form.factor()
 
-    def _measure(
-        self, piece: np.ndarray, factors: np.ndarray | None, filters: tuple[Filter, Filter, float] | None
-    ) -> _Part:
+    def _measure(self, piece: np.ndarray, factors: np.ndarray | None, screen: Screen | None) -> _Part:
+        groups = Groups.none(self.rank) if screen is None else screen.groups
         # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
         with np.errstate(over="ignore", invalid="ignore"):
-            x, x_norms = self.frame.widen(piece, factors)
-            y, outside = self.frame.coordinates(x)
-            upper = x_norms
-            if filters is not None:
-                coarse, fine, epsilon = filters
-                y_norms = _norms(y, x, x_norms)
-                upper = scores_of(coarse(piece, factors, x, x_norms, y_norms))
-                passed = np.flatnonzero(upper >= epsilon)
-                if passed.size:
-                    some = x[passed]
-                    odds = fine(some, None, some, x_norms[passed], y_norms[passed])
-                    upper[passed] = np.minimum(upper[passed], scores_of(odds))
-            gram = y.T @ y
-            energy = np.diagonal(gram) if y is x else np.einsum("ij,ij->j", x, x)
-            leaves = bool(self.frame.leaves(x, outside, self.tail, self.excuse).any())
+            if self.frame.triangle is None:
+                gram, x_norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
+                y_norms, energy, leaves = x_norms, np.diagonal(gram), False
+            else:
+                x, x_norms = self.frame.widen(piece, factors)
+                y, outside = self.frame.coordinates(x)
+                plain = Frame(np.zeros(self.rank, np.int64))
+                gram, y_norms, totals = plain.grams(y, None, groups.size, groups.precision)
+                energy = np.einsum("ij,ij->j", x, x)
+                leaves = bool(self.frame.leaves(x, outside, self.tail, self.excuse).any())
+            upper = x_norms if screen is None else screen(piece, factors, totals, x_norms, y_norms)
             return _Part(gram, energy, leaves, upper)
 
     def weigh(
@@ -135,7 +127,7 @@ class Form:
             with np.errstate(over="ignore", invalid="ignore"):
                 x, x_norms = self.frame.widen(piece, scales)
                 y, outside = self.frame.coordinates(x)
-                odds = full(piece, scales, x, x_norms, _norms(y, x, x_norms))
+                odds = full(piece, scales, x_norms, _norms(y, x, x_norms))
                 leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
             odds[leaves] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
@@ -187,7 +179,7 @@ class Form:
         """
         dim = self.frame.dim
         once = bounds.dot_error(dim) * math.sqrt(inverse)
-        error = bounds.gram_error(backend.PIECE, self.sums) + 4 * bounds.dot_error(dim)
+        error = self._gram_error() + 4 * bounds.dot_error(dim)
         margin = error * size * inverse + 4 * bounds.dot_error(2 * dim) * math.sqrt(size * inverse)
         slack = margin + _squared((1 + self.turns) * once * float(np.linalg.norm(self.tail)))
         return once, self.inherited + slack
@@ -198,8 +190,12 @@ class Form:
             smallest = float(np.linalg.eigvalsh(self.gram)[0]) if self.rank else 1.0
         if not smallest > 0:
             return math.inf
-        error = bounds.gram_error(backend.PIECE, self.sums) + 4 * bounds.dot_error(self.frame.dim)
+        error = self._gram_error() + 4 * bounds.dot_error(self.frame.dim)
         return error * float(np.trace(self.gram)) / smallest
+
+    def _gram_error(self) -> float:
+        # a root of the form, of at most dim rows, is added in one go too
+        return bounds.gram_error(max(backend.CHAIN, self.frame.dim), self.sums)
 
     def _margin(self) -> float:
         """Return the relative margin that a new frame inherits."""
@@ -313,12 +309,6 @@ class _Part:
     energy: np.ndarray  # of each column
     leaves: bool
     upper: np.ndarray
-
-
-def scores_of(odds: np.ndarray) -> np.ndarray:
-    """Return a / (1 + a), rounded up: the score of a row in a form from its odds a against the form without it."""
-    with np.errstate(divide="ignore"):
-        return np.minimum(1 / (1 + 1 / odds) * (1 + 2.0**-51), 1.0)
 
 
 def _norms(y: np.ndarray, x: np.ndarray, x_norms: np.ndarray) -> np.ndarray:

@@ -95,12 +95,9 @@ class Frame:
 
     def widen(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the scaled float64 rows x, (m, D), each times its factor, and their squared norms."""
-        kernels = backend.kernels_of(rows)
-        if rows.dtype not in (np.float32, np.float64):
-            rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)
+        rows, factors = _for_kernels(rows, factors)
         x, norms = np.empty((len(rows), self.dim)), np.empty(len(rows))
-        factors = np.ones(len(rows)) if factors is None else factors
-        kernels.widen(np.ascontiguousarray(rows), factors, self.scale, x, norms)
+        backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
 
     def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +106,17 @@ class Frame:
             return x, x[:, :0]
         both = x @ self.triangle.basis
         return both[:, : self.rank], both[:, self.rank :]
+
+    def grams(
+        self, rows: np.ndarray, factors: np.ndarray | None, size: int, precision: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return x^T x of the scaled rows x, each times its factor, their squared norms, and of each ``size`` rows the
+        sum of x ``precision`` x^T; of the precision, the upper triangle with what is above the diagonal doubled.
+        """
+        rows, factors = _for_kernels(rows, factors)
+        gram, norms, totals = np.empty((self.dim, self.dim)), np.empty(len(rows)), np.empty(-(-len(rows) // size))
+        backend.kernels_of(rows).gram(rows, factors, self.scale, precision, size, gram, norms, totals)
+        return gram, norms, totals
 
     def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> np.ndarray:
         """Say which rows leave the span by more than their own rounding and that of the rows behind ``tail``."""
@@ -119,6 +127,13 @@ class Frame:
     def shifted(self, power: int) -> Frame:
         """Return the frame of all rows times 2^-power; what falls below _NEVER is nothing beside later rows."""
         return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
+
+
+def _for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows in C order as float32 or float64, and a factor for each."""
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)
+    return np.ascontiguousarray(rows), np.ones(len(rows)) if factors is None else factors
 
 
 @dataclass(frozen=True, eq=False)

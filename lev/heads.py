@@ -123,8 +123,8 @@ def _judged(forms: Sequence[Form], frames: Sequence[Frame], x: np.ndarray, dtype
     """Yield what :func:`_add` returns.  Raises LinAlgError.  Cost: O(d^2) a row, O(d^3) a head."""
     heads, m, dim = x.shape
     added = np.zeros((heads, dim, dim))
-    for start in range(0, m, backend.PIECE):
-        piece = x[:, start : start + backend.PIECE]
+    for start in range(0, m, backend.CHAIN):
+        piece = x[:, start : start + backend.CHAIN]
         added += np.matmul(piece.swapaxes(1, 2), piece)
     gram = added + np.stack([form.gram if form.rows else np.zeros((dim, dim)) for form in forms])
     whiten = np.linalg.inv(np.linalg.cholesky(gram)).swapaxes(1, 2)
@@ -138,7 +138,7 @@ def _judged(forms: Sequence[Form], frames: Sequence[Frame], x: np.ndarray, dtype
             frame=frame,
             gram=gram[head],
             rows=form.rows + m,
-            sums=form.sums + -(-m // backend.PIECE),
+            sums=form.sums + -(-m // backend.CHAIN),
             tail=np.hypot(form.tail, energy[head]),
             limit=min(form.limit, bounds.margin(dtype)),
         )

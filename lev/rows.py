@@ -21,7 +21,8 @@ class Rows:
     @classmethod
     def of(cls, keys: np.ndarray, ids: np.ndarray, payload: np.ndarray) -> Rows:
         """Return rows of which nothing is known yet."""
-        return cls(keys, ids, payload, np.zeros(len(ids)), np.ones(len(ids)))
+        nothing, everything = np.broadcast_to(0.0, ids.shape), np.broadcast_to(1.0, ids.shape)
+        return cls(keys, ids, payload, nothing, everything)
 
     def __len__(self) -> int:
         return len(self.ids)

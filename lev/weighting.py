@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from lev import backend, bounds
-from lev.form import scores_of
+from lev.factor import scores_of
 
 _FINE = 64  # binary digits of an exponent of two
 

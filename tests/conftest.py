@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from lev import sketch
+from lev import backend, sketch
 
 hypothesis.settings.register_profile(
     "lev",
@@ -20,7 +20,8 @@ hypothesis.settings.load_profile("lev")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 8 rows, so that short streams see every path of a long one."""
+    """Blocks of 8 rows in groups of 2 or 4, so that short streams see every path of a long one."""
+    monkeypatch.setattr(backend, "GROUPS", (2, 4))
     monkeypatch.setattr(sketch, "_SMALLEST_BLOCK", 8)
     monkeypatch.setattr(sketch, "_BLOCK_NUMBERS", 8)
 

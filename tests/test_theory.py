@@ -238,6 +238,11 @@ def test_filter_is_met_with_equality():
     assert -MARGIN < rounding.filter_equality() <= 2.0**-10
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_groups_are_upper_bounds_and_close(kind):
+    assert 0 <= rounding.groups(np.random.default_rng(1), kind) <= 2.0**-9
+
+
 @given(seeds, st.integers(1, 3), st.integers(0, 9))
 @few
 def test_scores_of_graded_rows_are_bracketed(seed, dim, decades):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from lev.cpu.tile import add_gram, padded
+
+CHUNK = 64  # rows that are widened at a time: they stay in the first cache
+
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def widen(rows, factors, scale, out, norms):
     """Write float64 ``factors[:, None] * rows * scale`` into ``out`` and squared row norms into ``norms``.
 
-    ``out`` may have one column more than ``rows``: it holds the constant 1 of affine queries.  One pass saves
-    the float64 temporary, the scaled temporary and a second read for the norms.
+    ``scale`` may be one longer than the rows: the last column is then the constant 1 of affine queries.  One pass
+    saves the float64 temporary, the scaled temporary and a second read for the norms.
     """
     m, d = rows.shape
     for i in range(m):
@@ -20,7 +24,7 @@ def widen(rows, factors, scale, out, norms):
             value = rows[i, j] * scale[j] * factors[i]
             out[i, j] = value
             total += value * value
-        if out.shape[1] > d:
+        if len(scale) > d:
             value = scale[d] * factors[i]
             out[i, d] = value
             total += value * value
@@ -28,13 +32,47 @@ def widen(rows, factors, scale, out, norms):
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def screen(parts, y_norms, x_norms, following, pad, growth, out):
+def gram(rows, factors, scale, precision, size, out, norms, totals):
+    """Write the Gram matrix of ``factors[:, None] * rows * scale`` into ``out``, squared row norms into ``norms``.
+
+    It is summed over groups of ``size`` rows; ``totals`` gets each group's sum of x ``precision`` x^T, given the
+    upper triangle with what stands above the diagonal doubled.
+    """
+    m, dim = len(rows), len(scale)
+    width = padded(dim)
+    x, squares = np.zeros((CHUNK, width)), np.zeros((3, width, width))
+    part, whole, inverse = squares[0], squares[1], squares[2]
+    inverse[:dim, :dim] = precision
+    for group in range(len(totals)):
+        for start in range(group * size, min((group + 1) * size, m), CHUNK):
+            some = slice(start, min(start + CHUNK, (group + 1) * size, m))
+            widen(rows[some], factors[some], scale, x, norms[some])
+            add_gram(x, some.stop - start, dim, part)
+        totals[group] = fold(part.ravel(), inverse.ravel(), whole.ravel())
+    for i in range(dim):
+        for j in range(i, dim):
+            out[i, j] = out[j, i] = whole[i, j]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def fold(part, weights, whole):
+    """Move ``part`` to what ``whole`` holds and return its sum times ``weights``; all are vectors."""
+    total = 0.0
+    for k in range(len(part)):
+        total += weights[k] * part[k]
+        whole[k] += part[k]
+        part[k] = 0.0
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def screen(parts, y_norms, x_norms, following, pad, growth, share, out):
     """Write into ``out`` an upper bound on the odds of each row: k^T M^+ k for a form M without it.
 
     sum_i parts_i^2 + |y|^2 / ``following`` bounds them as computed; ``pad`` |x| is what rounding may
-    add to its root, and (a + b)^2 <= (1 + t) a^2 + (1 + 1/t) b^2 saves the roots.  One pass saves eight temporaries.
+    add to its root, and with t the share, (a + b)^2 <= (1 + t) a^2 + (1 + 1/t) b^2 saves the roots.  One pass saves
+    eight temporaries.
     """
-    share = 2.0**-10
     own, rounding = growth * (1 + share), growth * (1 + 1 / share) * pad * pad
     m, w = parts.shape
     for i in range(m):
