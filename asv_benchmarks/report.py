@@ -1,35 +1,12 @@
-"""Measure everything in one command and write the figures, with the machine, the date and the versions.
+"""The streamed set, other powers, heads and memory: the figures, with the machine, the date and the versions.
 
 python asv_benchmarks/report.py            all, about ten minutes on two cores
 LEV_BENCH_QUICK=1 python asv_benchmarks/report.py --stdout     a pass that only proves that it runs
 """
 
-import argparse
-import datetime
-import json
-import os
-import platform
-from pathlib import Path
-
-import numba
-import numpy as np
-import scipy
-
-import lev
 from benchmarks import common, memory
 from benchmarks.stream import streamed
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def machine():
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    versions = {module.__name__: module.__version__ for module in (lev, np, scipy, numba)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores, "date": datetime.date.today().isoformat(), "versions": versions}
+from output import report, table
 
 
 def stream_row(shape, condition):
@@ -66,40 +43,35 @@ def other_rows():
 
 
 def other_table(rows):
-    lines = ["| what | K.T @ K ms | lev ms | lev / K.T @ K |", "|---|---|---|---|"]
+    lines = []
     for row in rows:
         gram, own = row["seconds"]["gram"], row["seconds"]["lev"]
-        lines.append(f"| {row['what']} | {gram * 1e3:.0f} | {own * 1e3:.0f} | {own / gram:.1f} |")
-    return "\n".join(lines)
+        lines.append([row["what"], f"{gram * 1e3:.0f}", f"{own * 1e3:.0f}", f"{own / gram:.1f}"])
+    return table(["what", "K.T @ K ms", "lev ms", "lev / K.T @ K"], lines)
 
 
-def table(rows):
+def stream_table(rows):
     head = ["n", "d", "cond", "K.T @ K ms", "lev ms", "lev / K.T @ K", "Gram+Cholesky+solve / lev", "QR / lev"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         s = row["seconds"]
         cells = [f"{row['n']:,}", row["d"], row["condition"], f"{s['gram'] * 1e3:.0f}", f"{s['lev'] * 1e3:.0f}"]
         cells += [f"{s['lev'] / s['gram']:.2f}", f"{s['gram_cholesky_solve'] / s['lev']:.1f}"]
-        cells += [f"{s['qr'] / s['lev']:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{s['qr'] / s['lev']:.1f}"])
+    return table(head, lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stdout", action="store_true", help="print only, write nothing")
-    arguments = parser.parse_args()
+def measure():
     rows = [stream_row(shape, condition) for shape in common.SHAPES for condition in common.CONDITIONS]
     peaks = {dim: memory.stream_peaks(100_000 if common.QUICK else 10_000_000, dim) for dim in (16, 64)}
-    others = other_rows()
-    result = {"machine": machine(), "epsilon": common.EPSILON, "stream": rows, "others": others, "peak_mb": peaks}
-    text = f"{table(rows)}\n\n{other_table(others)}"
-    print(text)
-    print("MB above the warm interpreter after growing streams:", json.dumps(peaks))
-    if not arguments.stdout:
-        (RESULTS / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "cpu.md").write_text(text + "\n")
+    return {"epsilon": common.EPSILON, "stream": rows, "others": other_rows(), "peak_mb": peaks}
+
+
+def text(result):
+    peaks = ", ".join(f"{marks[-1]:.0f} MB at d = {dim}" for dim, marks in result["peak_mb"].items())
+    memory_line = f"Memory above the warm interpreter at the end of a long stream: {peaks}."
+    return "\n\n".join([stream_table(result["stream"]), other_table(result["others"]), memory_line])
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, "cpu", measure, text)

@@ -7,29 +7,21 @@ Every size is a bracket: keys proved to reach epsilon, and keys not proved to st
 """
 
 import argparse
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 import lev
 from benchmarks.common import QUICK
+from benchmarks.regimes import samples
+from output import COLOURS, RESULTS, picture
+from output import table as markdown
 
-RESULTS = Path(__file__).parent / "results"
 POWERS = (1, 2, 3, 4)
 ROWS = 160 if QUICK else 768  # p = 1 is a linear program a key
 EPSILONS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
 GRID = np.logspace(-2.5, 0, 120)
 TOLERANCE = 0.25
-
-
-def samples(shared):
-    """Yield (name, keys): the shipped head and, where there is a folder, one head of each other model."""
-    yield "SmolLM2, layer 14", load_file(str(files("lev") / "data" / "smollm2_layer14_head0.safetensors"))["key"]
-    if shared is not None:
-        yield "DINOv2, layer 9", load_file(shared / "dinov2_astronaut.safetensors")["layer9.key"][0]
-        yield "MiniLM, layer 2", load_file(shared / "minilm_pydoc_stream.safetensors")["key"]
 
 
 def sizes(brackets, epsilons):
@@ -44,35 +36,34 @@ def bound(keys, p, epsilons):
 
 
 def table(found):
-    lines = ["| keys | p | " + " | ".join(f"ε = {epsilon:g}" for epsilon in EPSILONS) + " |"]
-    lines.append("|" + "---|" * (2 + len(EPSILONS)))
+    lines = []
     for name, (keys, brackets) in found.items():
         for p in POWERS:
             cells = []
             for (least, most), limit in zip(sizes(brackets[p], EPSILONS), bound(keys, p, EPSILONS), strict=True):
                 size = f"{most}" if least == most else f"{least}-{most}"
                 cells.append(f"{size} / {limit:,.0f}")
-            lines.append(f"| {name}, {len(keys)} x {keys.shape[1]} | {p} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([f"{name}, {len(keys)} x {keys.shape[1]}", p, *cells])
+    return markdown(["keys", "p", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)], lines)
 
 
 def draw(found, path):
-    from matplotlib.figure import Figure
+    with picture(path, 1, len(found), (4.2 * len(found), 3.6), sharey=True) as axes:
+        for axis, (name, (keys, brackets)) in zip(axes[0], found.items(), strict=True):
+            _panel(axis, name, keys, brackets)
+        axes[0, 0].set_ylabel("keys that can receive ε  (dotted: the bound)")
+        axes[0, 0].legend(frameon=False)
 
-    figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for axis, (name, (keys, brackets)) in zip(axes, found.items(), strict=True):
-        for p, colour in zip(POWERS, ("#2466a8", "#c4502a", "#3d8b56", "#7a4ea3"), strict=True):
-            least, most = sizes(brackets[p], GRID).T
-            axis.fill_between(GRID, np.maximum(least, 0.5), np.maximum(most, 0.5), color=colour, alpha=0.35, lw=0)
-            axis.plot(GRID, np.where(most > 0, most, np.nan), color=colour, label=f"p = {p}")
-            axis.plot(GRID, bound(keys, p, GRID), color=colour, ls=":", lw=1)
-        axis.axhline(len(keys), color="#6b7885", lw=0.7)
-        axis.set(xscale="log", yscale="log", xlabel="ε", title=f"{name}: {len(keys)} keys, d = {keys.shape[1]}")
-        axis.set_ylim(0.7, 30 * len(keys))
-    axes[0].set_ylabel("keys that can receive ε  (dotted: the bound)")
-    axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+
+def _panel(axis, name, keys, brackets):
+    for p, colour in zip(POWERS, COLOURS, strict=False):
+        least, most = sizes(brackets[p], GRID).T
+        axis.fill_between(GRID, np.maximum(least, 0.5), np.maximum(most, 0.5), color=colour, alpha=0.35, lw=0)
+        axis.plot(GRID, np.where(most > 0, most, np.nan), color=colour, label=f"p = {p}")
+        axis.plot(GRID, bound(keys, p, GRID), color=colour, ls=":", lw=1)
+    axis.axhline(len(keys), color=COLOURS[5], lw=0.7)
+    axis.set(xscale="log", yscale="log", xlabel="ε", title=f"{name}: {len(keys)} keys, d = {keys.shape[1]}")
+    axis.set_ylim(0.7, 30 * len(keys))
 
 
 def main():

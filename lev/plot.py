@@ -26,7 +26,7 @@ FORMATS = (".png", ".svg")
 _INK, _MUTED, _FAINT = "#1f2a36", "#6b7885", "#e3e8ed"
 _MEMBER, _LIMIT = "#2466a8", "#c4502a"
 _CELLS = (120, 80)  # of the map of heavy entries
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": _MUTED,
@@ -68,7 +68,7 @@ def plot(
         raise ImportError("a picture needs matplotlib; pip install lev-attention[plot]") from None
     hits = None if queries is None else sketch.heavy_hitters(queries)
     places = None if hits is None else _checked_positions(positions, hits.shape[0])
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 7), dpi=150, facecolor="white")
         FigureCanvasAgg(figure)
         _draw(figure, sketch, hits, places)

@@ -1,5 +1,6 @@
 """Streams as they come: row-exact causal updates, windows, threads and a Dask cluster."""
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -11,31 +12,66 @@ from scipy.linalg import blas
 
 import lev
 
-from .common import QUICK, interleaved, make_keys
+from .common import EPSILON, QUICK, interleaved, make_keys
+from .system import write
+
+DASK_ROWS = int(os.environ.get("LEV_BENCH_DASK_ROWS", 40_000 if QUICK else 20_000_000))
+
+
+def causal_seconds(dim, epsilon):
+    """Return seconds a row of a causal update, from a long array, and of a symmetric rank-one update of a matrix."""
+    keys = make_keys(3000 if QUICK else 50_000, dim, 30)
+    rows, matrix = keys[:1000].astype(np.float64), np.zeros((dim, dim), order="F")
+
+    def rank_one():
+        for row in rows:
+            blas.dsyr(1.0, row, a=matrix, overwrite_a=True)
+
+    def causal():
+        lev.CausalSketch(dim, epsilon).update(keys).lifetimes()
+
+    seconds = interleaved({"causal": causal, "dsyr": rank_one}, 1 if QUICK else 3)
+    return {"causal": seconds["causal"] / len(keys), "dsyr": seconds["dsyr"] / len(rows)}
+
+
+def thread_seconds(rows=20_000 if QUICK else 4_000_000):
+    """Return seconds of lev.scan on one thread and on two."""
+    keys = make_keys(rows, 64, 30)
+    return interleaved({n: lambda n=n: lev.scan(keys, EPSILON, threads=n) for n in (1, 2)}, 1 if QUICK else 5)
+
+
+def dask_seconds(rows):
+    """Return seconds to sketch a file of ``rows`` rows of 32 numbers with one Dask process and with two."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keys.npy"
+        write(path, rows, 32)
+        return {workers: _on_cluster(path, workers) for workers in (1, 2)}
+
+
+def _on_cluster(path, workers):
+    from distributed import Client, LocalCluster
+
+    from lev.cluster import dask as cluster
+
+    os.environ.setdefault("PYTHONPATH", os.pathsep.join(sys.path))
+    options = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(**options) as local, Client(local):
+        cluster.sketch([str(path)], EPSILON)  # the workers import and compile
+        start = time.perf_counter()
+        cluster.sketch([str(path)], EPSILON)
+        return time.perf_counter() - start
 
 
 class Causal:
-    """A causal update of one row, from a long array, beside one symmetric rank-one update of a d x d matrix."""
+    """A causal update of one row beside one symmetric rank-one update of a d x d matrix."""
 
     params = ([64, 128], [0.05, 0.2])
     param_names = ("dim", "epsilon")
     unit = "ratio"
 
-    def setup(self, dim, epsilon):
-        self.keys = make_keys(3000 if QUICK else 50_000, dim, 30)
-
     def track_row_over_dsyr(self, dim, epsilon):
-        rows, matrix = self.keys[:1000].astype(np.float64), np.zeros((dim, dim), order="F")
-
-        def rank_one():
-            for row in rows:
-                blas.dsyr(1.0, row, a=matrix, overwrite_a=True)
-
-        def causal():
-            lev.CausalSketch(dim, epsilon).update(self.keys).lifetimes()
-
-        seconds = interleaved({"causal": causal, "dsyr": rank_one}, 1 if QUICK else 5)
-        return (seconds["causal"] / len(self.keys)) / (seconds["dsyr"] / len(rows))
+        seconds = causal_seconds(dim, epsilon)
+        return seconds["causal"] / seconds["dsyr"]
 
 
 class Window:
@@ -73,11 +109,8 @@ class Threads:
 
     unit = "ratio"
 
-    def setup(self):
-        self.keys = make_keys(20_000 if QUICK else 4_000_000, 64, 30)
-
     def track_speedup_of_two(self):
-        seconds = interleaved({n: lambda n=n: lev.scan(self.keys, 0.05, threads=n) for n in (1, 2)}, 1 if QUICK else 5)
+        seconds = thread_seconds()
         return seconds[1] / seconds[2]
 
 
@@ -88,34 +121,9 @@ class Dask:
     timeout = 1800
 
     def setup(self):
-        try:
-            import distributed  # noqa: F401
-        except ImportError:
-            raise NotImplementedError("needs the dask extra") from None
-        self.rows, self.dim = (40_000, 32) if QUICK else (20_000_000, 32)
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "keys.npy"
-        out = np.lib.format.open_memmap(self.path, "w+", np.float32, (self.rows, self.dim))
-        rng = np.random.default_rng(0)
-        for first in range(0, self.rows, 10_000):
-            out[first : first + 10_000] = rng.standard_normal((10_000, self.dim), dtype=np.float32)
-        del out
-
-    def teardown(self):
-        self.folder.cleanup()
-
-    def seconds(self, workers):
-        from distributed import Client, LocalCluster
-
-        from lev.cluster import dask as cluster
-
-        os.environ.setdefault("PYTHONPATH", os.pathsep.join(sys.path))
-        options = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with LocalCluster(**options) as local, Client(local):
-            cluster.sketch([str(self.path)], 0.05)  # the workers import and compile
-            start = time.perf_counter()
-            cluster.sketch([str(self.path)], 0.05)
-            return time.perf_counter() - start
+        if importlib.util.find_spec("distributed") is None:
+            raise NotImplementedError("needs the dask extra")
 
     def track_speedup_of_two_processes(self):
-        return self.seconds(1) / self.seconds(2)
+        seconds = dask_seconds(DASK_ROWS)
+        return seconds[1] / seconds[2]

@@ -28,14 +28,15 @@ def make_heads(heads, n, d, seed=0):
     return np.random.default_rng(seed).standard_normal((heads, n, d), dtype=np.float32)
 
 
-def interleaved(tasks, repeats=REPEATS):
-    """Return the median seconds of each task, all run in turn after one warm-up.
+def interleaved(tasks, repeats=REPEATS, before=lambda: None):
+    """Return the median seconds of each task, all run in turn after one warm-up, ``before()`` ahead of each.
 
     The pause lets the idle threads of the last BLAS call go to sleep, so that no task pays for another's.
     """
     seconds = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
+            before()
             time.sleep(0.06)
             start = time.perf_counter()
             task()

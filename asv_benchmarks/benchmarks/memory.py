@@ -1,44 +1,30 @@
 """Memory of a long stream from a generator, above what the interpreter and the compiled kernels hold."""
 
-import json
-import subprocess
-import sys
+import numpy as np
 
-from .common import QUICK
+import lev
 
-_STREAM = """
-import json, sys
-from pathlib import Path
-import numpy as np, lev
+from .common import EPSILON, QUICK
+from .fresh import call, held_mb, peak_mb
 
-def megabytes(field):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
 
-def run(rows, dim, step=10_000):
+def _run(rows, dim, step=10_000):
     rng = np.random.default_rng(0)
-    sketch = lev.Sketch(dim, 0.05)
+    sketch = lev.Sketch(dim, EPSILON)
     for _ in range(rows // step):
         sketch.update(rng.standard_normal((step, dim), dtype=np.float32))
     return sketch.universal_set()
 
-rows, dim = int(sys.argv[1]), int(sys.argv[2])
-run(20_000, dim)
-before, marks = megabytes("VmRSS"), []
-for part in (0.1, 0.3, 1.0):
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    run(int(rows * part), dim)
-    marks.append(round(megabytes("VmHWM") - before, 1))
-print(json.dumps(marks))
-"""
+
+def marks(rows, dim):
+    _run(20_000, dim)
+    warm = held_mb()
+    return [peak_mb(lambda part=part: _run(int(rows * part), dim), warm)[0] for part in (0.1, 0.3, 1.0)]
 
 
 def stream_peaks(rows, dim):
     """Return peak MB above the warm interpreter for streams of a tenth, 3 tenths and all of ``rows`` rows (Linux)."""
-    done = subprocess.run(
-        [sys.executable, "-c", _STREAM, str(rows), str(dim)], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
+    return call(marks, rows, dim)
 
 
 class Stream:
