@@ -2,7 +2,7 @@
 
 from lev import functions
 from lev.causal import CausalSketch, Lifetimes
-from lev.coreset import Coreset, coreset
+from lev.coreset import Coreset, CoresetSketch, coreset
 from lev.heavy import heavy_entries
 from lev.lewis import NotConverged, lewis_weights, sensitivities
 from lev.lift import LiftedSketch
@@ -30,6 +30,7 @@ __all__ = [
     # weighted rows that stand for all
     "coreset",
     "Coreset",
+    "CoresetSketch",
     # streams as they come
     "CausalSketch",
     "Lifetimes",

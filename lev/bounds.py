@@ -123,3 +123,9 @@ def coreset_rate(delta: float, failure: float) -> float:
     Bernstein's inequality; sigma_j may be any upper bound on the sensitivity.  Theory: 11, coresets.
     """
     return 2 * (1 + delta / 3) * math.log(2 / failure) / delta**2
+
+
+def coreset_error(rate: float, failure: float) -> float:
+    """Return the delta of :func:`coreset_rate` for a given rate; 0 for an infinite one.  Theory: 11, coresets."""
+    share = math.log(2 / failure) / rate
+    return share / 3 + math.sqrt(share * (share / 9 + 2))

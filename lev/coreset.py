@@ -6,15 +6,25 @@ probability.  Probabilities only fall, so coresets are merged and reduced in any
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lev import backend, bounds
+from lev.candidates import Candidates
 from lev.checks import check_fraction, check_integer, check_positive, check_power
+from lev.form import Form
 from lev.ids import Ids
+from lev.incoming import incoming
 from lev.lewis import sensitivities
+from lev.rows import Rows, concatenate
+from lev.weighting import Weighting
+
+_NEGLIGIBLE = 2.0**-1000  # rows whose sensitivity is below this are not scored
+_SHORTEST, _LONGEST = 256, 2**15  # rows of a block
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,7 @@ class Coreset:
     keys : (m, d), the rows in the dtype in which they came
     weights : (m,) float64, one over the probability with which each row was held
     p, seed, count : the power, the seed and the number of keys stood for
+    rates : for each time that rows were sampled, the c with probability >= min(1, c sensitivity)
 
     """
 
@@ -38,22 +49,54 @@ class Coreset:
     p: float
     seed: int
     count: int
+    rates: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def normalizer(self, queries: Any) -> np.ndarray:
-        """Return the estimates of sum_l |<q,k_l>|^p, float64 (m,), for ``queries`` (m, d).
+        """Return the estimates of sum_l |<q,k_l>|^p, float64 (m,), for ``queries`` (m, d); infinite beyond float64.
 
         Raises TypeError and ValueError for bad input.
         """
+        responses, _ = self._responses(queries)
+        with np.errstate(over="ignore"):
+            return responses**self.p @ self.weights
+
+    def bracket(self, queries: Any, failure: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
+        """Return (lower, upper), each float64 (m,): sum_l |<q,k_l>|^p over all keys lies between.
+
+        Guarantee: for each query fixed beforehand, with probability 1 - ``failure`` over seeds, as if the hash of seed
+        and id were random.  Where every key is held it is certain.  Raises TypeError and ValueError for bad input.
+        Theory: 11, coresets.
+
+        >>> import numpy as np, lev
+        >>> keys = np.random.default_rng(0).standard_normal((5000, 2))
+        >>> low, high = lev.coreset(keys, 1, delta=0.1).bracket([[1.0, 2.0]])
+        >>> bool(low[0] <= np.abs(keys @ [1.0, 2.0]).sum() <= high[0]), bool(high[0] / low[0] < 1.25)
+        (True, True)
+        """
+        failure = check_fraction("failure", failure) / max(1, len(self.rates))
+        errors = [bounds.coreset_error(rate, failure) for rate in self.rates]
+        responses, blur = self._responses(queries)
+        slack = bounds.power_error(self.p, len(self))
+        with np.errstate(over="ignore"):
+            low = np.maximum(responses - blur, 0) ** self.p @ self.weights * (1 - slack)
+            high = (responses + blur) ** self.p @ self.weights * (1 + slack)
+        least = math.prod(1 - error for error in errors) if max(errors, default=0.0) < 1 else 0.0
+        return low / math.prod(1 + error for error in errors), high / least if least else np.full(len(high), math.inf)
+
+    def _responses(self, queries: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return |<q,k>|, (m, rows), and what rounding may have made of them."""
         rows, _ = backend.finite_matrix("queries", queries, self.keys.shape[1])
-        return np.abs(rows.astype(np.float64) @ self.keys.astype(np.float64).T) ** self.p @ self.weights
+        rows, keys = rows.astype(np.float64), self.keys.astype(np.float64)
+        sizes = np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(keys, axis=1))
+        return np.abs(rows @ keys.T), bounds.dot_error(keys.shape[1] + 8) * sizes
 
     def merge(self, other: Coreset) -> Coreset:
         """Return the coreset of both sets of keys: all rows of both.  Raises TypeError and ValueError.
 
-        If each part's sum is within 1 +- delta, so is the whole's.
+        Sensitivities in a part are no smaller than in the whole, so what was promised of each part holds of the whole.
         """
         if not isinstance(other, Coreset):
             raise TypeError(f"other must be a Coreset; got {type(other).__name__}")
@@ -71,7 +114,9 @@ class Coreset:
             np.concatenate([getattr(self, name), getattr(other, name)])[order]
             for name in ("indices", "keys", "weights")
         )
-        return replace(self, indices=indices, keys=keys, weights=weights, count=self.count + other.count)
+        rates = tuple(map(min, *zip(*itertools.zip_longest(self.rates, other.rates, fillvalue=math.inf), strict=True)))
+        count = self.count + other.count
+        return replace(self, indices=indices, keys=keys, weights=weights, count=count, rates=rates)
 
     def reduced(self, *, delta: float | None = None, size: int | None = None, failure: float = 0.01) -> Coreset:
         """Return a coreset of fewer rows, sampled again from these.
@@ -87,15 +132,14 @@ class Coreset:
         scaled = (self.weights / self.weights.max(initial=1.0))[:, None] ** (1 / self.p) * self.keys
         shares = sensitivities(scaled, self.p, tolerance=1.0)[1]
         if size is not None:
-            kept = _filled(shares, check_integer("size", size, 1))
+            rate = _rate(shares, check_integer("size", size, 1))
         else:
             rate = bounds.coreset_rate(check_positive("delta", delta), check_fraction("failure", failure))
-            kept = np.minimum(1, rate * shares)
-        probability = kept / self.weights
+        probability = _held(rate, shares) / self.weights
         held = np.flatnonzero(_uniform(self.seed, self.indices) <= probability)
-        return replace(
-            self, indices=self.indices[held], keys=self.keys[held], weights=np.maximum(1, 1 / probability[held])
-        )
+        weights = np.maximum(1, 1 / probability[held])
+        rates = (*self.rates, rate)
+        return replace(self, indices=self.indices[held], keys=self.keys[held], weights=weights, rates=rates)
 
 
 def coreset(
@@ -134,15 +178,124 @@ def coreset(
     return whole.reduced(delta=delta, size=size, failure=failure)
 
 
-def _filled(shares: np.ndarray, size: int) -> np.ndarray:
-    """Return min(1, c * shares) with the c for which they sum to ``size``, or 1 for every share above 0."""
+class CoresetSketch:
+    """A one-pass, mergeable coreset of a stream: rows sampled by online Lewis weights as they come.
+
+    Parameters
+    ----------
+    dim : number of columns of a key
+    p : the power of |<q,k>|^p, any positive number
+    delta, failure : for a query fixed beforehand the sum over all keys is within 1 +- delta but for ``failure``
+    seed : which rows are held depends on it, on ids and on keys alone, not on the split of the stream into updates
+    start : the id of the first row, if ids are not given
+
+    Guarantee: as for :meth:`Coreset.bracket`, after any updates and merges.  About
+    2 log(2 / failure) V^max(1, p/2) log(n) / delta^2 rows, V as in :class:`lev.Sketch`.
+    Cost: O(d^2) a row; memory O(d^2) and the rows held.  Raises TypeError and ValueError for bad arguments.
+    Theory: 11, coresets; 12, online Lewis weights and decay.
+
+    >>> import numpy as np, lev
+    >>> keys = np.random.default_rng(0).standard_normal((40_000, 2))
+    >>> sketch = lev.CoresetSketch(2, 1, delta=0.2)
+    >>> for block in np.array_split(keys, 9):
+    ...     sketch = sketch.update(block)
+    >>> small = sketch.coreset()
+    >>> query = np.ones((1, 2))
+    >>> bool(abs(small.normalizer(query)[0] / np.abs(keys @ query[0]).sum() - 1) < 0.2), len(small) < 20_000
+    (True, True)
+
+    """
+
+    def __init__(
+        self, dim: int, p: float, *, delta: float, failure: float = 0.01, seed: int = 0, start: int = 0
+    ) -> None:
+        self.dim, self.p, self.seed = check_integer("dim", dim, 1), check_power(p), check_integer("seed", seed, 0)
+        self.rate = bounds.coreset_rate(check_positive("delta", delta), check_fraction("failure", failure))
+        self._ids = Ids(check_integer("start", start, 0))
+        self._pending = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))
+        self._stream = Candidates(_NEGLIGIBLE, Weighting(self.p), Form.empty(self.dim), (self._pending,))
+        self._held = [self._pending]  # with the bound by which each row was sampled
+
+    @property
+    def count(self) -> int:
+        """The number of rows seen."""
+        return self._stream.form.rows + len(self._pending)
+
+    def update(self, keys: Any, indices: Any = None) -> CoresetSketch:
+        """Add rows, (m, dim) of any real dtype, and return the sketch; a refused update changes nothing.
+
+        ``indices`` are (m,) int64 ids, by default a running count.  Raises TypeError and ValueError.
+        """
+        rows, ids, _ = incoming(
+            keys, indices, None, dim=self.dim, payload_dim=0, ids=self._ids, held=lambda: self.coreset().indices
+        )
+        backend.check_finite("keys", rows.keys)
+        with backend.single_blas():
+            rows = concatenate([self._pending, rows.head(0)])
+            while len(rows) >= (block := self._block_rows()):
+                self._absorb(rows.take(slice(block)))
+                rows = rows.take(slice(block, None))
+        self._pending, self._ids = rows.copy(), ids
+        return self
+
+    def _block_rows(self) -> int:
+        """Return the length of the next block, which does not depend on how rows came."""
+        seen = self._stream.form.rows
+        return min(_LONGEST, max(_SHORTEST, 1 << (seen.bit_length() - 1) if seen else 0))
+
+    def _absorb(self, rows: Rows) -> None:
+        stream = self._stream.absorb(rows)
+        scored = concatenate(stream.kept)
+        self._stream = replace(stream, kept=(scored.take(slice(0)),))
+        self._held = [*self._held, scored.take(_uniform(self.seed, scored.ids) <= _held(self.rate, scored.upper))]
+
+    def merge(self, other: CoresetSketch) -> CoresetSketch:
+        """Add all rows of ``other``, which stays as it is, and return the sketch.  Raises TypeError and ValueError."""
+        if not isinstance(other, CoresetSketch):
+            raise TypeError(f"other must be a CoresetSketch; got {type(other).__name__}")
+        for name in ("dim", "p", "rate", "seed"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"other has {name}={getattr(other, name)!r}; merging needs {name}={getattr(self, name)!r}"
+                )
+        ids = self._ids.merge(other._ids) if other.count else self._ids
+        mine, theirs = self._settled(), other._settled()
+        mine.coreset().merge(theirs.coreset())  # raises where an id is held by both
+        self._stream = mine._stream.merge(theirs._stream, _NEGLIGIBLE)
+        self._held, self._pending, self._ids = mine._held + theirs._held, mine._pending, ids
+        return self
+
+    def _settled(self) -> CoresetSketch:
+        """Return a twin in which no row waits for its block."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        if len(self._pending):
+            with backend.single_blas():
+                twin._absorb(self._pending)
+            twin._pending = self._pending.take(slice(0))
+        return twin
+
+    def coreset(self) -> Coreset:
+        """Return the coreset of all rows seen; the sketch stays as it is and goes on."""
+        rows = concatenate(self._settled()._held)
+        rows = rows.take(np.argsort(rows.ids))
+        weights = 1 / _held(self.rate, rows.upper)
+        return Coreset(rows.ids, rows.keys, weights, self.p, self.seed, self.count, (self.rate,))
+
+
+def _rate(shares: np.ndarray, size: int) -> float:
+    """Return the c for which min(1, c * shares) sums to ``size``; infinite if there are no more shares above 0."""
     largest = np.sort(shares[shares > 0])[::-1]
     if len(largest) <= size:
-        return (shares > 0).astype(np.float64)
+        return math.inf
     rest = np.cumsum(largest[::-1])[::-1]
     rates = (size - np.arange(size)) / rest[:size]  # with the i largest held for sure
-    sure = int(np.argmax(rates * largest[:size] <= 1))
-    return np.minimum(1, rates[sure] * shares)
+    return float(rates[int(np.argmax(rates * largest[:size] <= 1))])
+
+
+def _held(rate: float, shares: np.ndarray) -> np.ndarray:
+    """Return the probability with which each row is held."""
+    return np.minimum(1, np.where(shares > 0, shares, 1) * rate) * (shares > 0)
 
 
 def _uniform(seed: int, ids: np.ndarray) -> np.ndarray:

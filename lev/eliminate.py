@@ -35,12 +35,22 @@ class Coordinates:
     def norms(self) -> np.ndarray:
         return np.linalg.norm(self.rows, axis=1)
 
+    @cached_property
+    def even(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows brought to one binade, for squares of small ones would underflow, and their powers of two."""
+        powers = np.frexp(np.abs(self.rows).max(axis=1, initial=0))[1]
+        return np.ldexp(self.rows, -powers[:, None]), powers
+
     def reach(self, p: float) -> float:
         """Return a bound on |x| / ||L x||_p over all x."""
-        n = len(self.rows)
+        return len(self.rows) ** max(0.0, 0.5 - 1 / p) / self._least if self._least > 0 else math.inf
+
+    @cached_property
+    def _least(self) -> float:
+        """The least singular value, less what rounding may have added to it."""
         least = float(np.linalg.svd(self.rows, compute_uv=False)[-1])
-        lost = float(np.linalg.norm(self.blur)) + bounds.dot_error(n + self.rank) * float(np.linalg.norm(self.norms))
-        return n ** max(0.0, 0.5 - 1 / p) / (least - lost) if least > lost else math.inf
+        unit = bounds.dot_error(len(self.rows) + self.rank)
+        return least - float(np.linalg.norm(self.blur)) - unit * float(np.linalg.norm(self.norms))
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Return ``values`` of these rows as values of all keys, 0 for zero rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 2**22  # numbers of one dense block of entries: 32 MB
 _NEVER = -(2**20)  # the power of two of zero
+_LEAST_POWER = -4000  # of two: less is nothing
 
 
 def _scaled(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,29 +39,42 @@ def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper), each (m,): the normaliser sum_l decay^(now-l) |<q,k_l>|^p lies between."""
-    weighting = stream.weighting
     _, roots, powers = roots_of(stream.form, queries)
+    size, (low, high) = _sizes(stream, roots, powers, now), _sandwich(stream)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return size * low, np.where(size > 0, size * high, 0.0)
+
+
+def _sizes(stream: Candidates, roots: np.ndarray, powers: np.ndarray, now: int) -> np.ndarray:
+    """Return ||M^(1/2) q||^p at the time ``now``, (m,); it may be 0 or infinite where float64 ends."""
+    weighting = stream.weighting
     age = float(weighting.exponents(np.array([max(now, 0)]), stream.epoch)[0])
     fraction, power = np.frexp(roots)
-    shift = np.maximum(weighting.p * (powers + power) - min(weighting.p, 2.0) * age, -4000.0)
+    shift = np.maximum(weighting.p * (powers + power) - min(weighting.p, 2.0) * age, _LEAST_POWER)
     whole = np.floor(shift)
-    low, high = _sandwich(stream)
-    with np.errstate(over="ignore", invalid="ignore"):
-        size = np.ldexp(fraction**weighting.p * np.exp2(shift - whole), whole.astype(np.int64))
-        return size * low, np.where(size > 0, size * high, 0.0)
+    with np.errstate(over="ignore"):
+        return np.ldexp(fraction**weighting.p * np.exp2(shift - whole), whole.astype(np.int64))
 
 
 def _sandwich(stream: Candidates) -> tuple[float, float]:
     """Return the factors between which the normaliser lies of ||M^(1/2) q||^p as computed."""
     slack, p = min(stream.factor.slack, 1.0), stream.weighting.p
-    low, high = stream.weighting.sandwich(stream.mass, stream.form.rows)
+    low, high = stream.weighting.sandwich(stream.mass, stream.form.rows, stream.epoch)
     return low * (1 - slack) ** (p / 2), high * (1 + slack) ** (p / 2)
 
 
-def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width: int) -> sparse.csr_array:
+def heavy_hitters(
+    stream: Candidates,
+    queries: np.ndarray,
+    epsilon: float,
+    width: int,
+    now: int = 0,
+    known: tuple[np.ndarray, np.ndarray] | None = None,
+) -> sparse.csr_array:
     """Return the entries decay^(now-j) |<q,k_j>|^p / sum that may reach epsilon, as a (queries, width) CSR array.
 
-    For p != 2 they are upper ends, and the attribute ``lower`` holds the lower ends.
+    For p != 2 they are upper ends, and the attribute ``lower`` holds the lower ends.  ``known`` are ends of the sums at
+    the time ``now``, (queries,) each, known from elsewhere: they narrow the ends of entries but leave none out.
     Cost: (r + number of kept rows) d a query.
     """
     p, rows = stream.weighting.p, stream.kept[0]
@@ -68,8 +83,9 @@ def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width
     rows = rows.take(np.argsort(rows.ids))
     scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
     keys, norms = stream.form.frame.widen(rows.keys, scales)
-    scaled, roots, _ = roots_of(stream.form, queries)
+    scaled, roots, powers = roots_of(stream.form, queries)
     low, high = _sandwich(stream)
+    totals = None if known is None else _shares(known, _sizes(stream, roots, powers, now), p)
     blurs = bounds.dot_error(keys.shape[1] + 8) * np.sqrt(norms)
 
     def entries(part: slice) -> list[np.ndarray]:
@@ -83,9 +99,29 @@ def heavy_hitters(stream: Candidates, queries: np.ndarray, epsilon: float, width
         least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
         total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
         upper = np.minimum(np.minimum(most / total, 1), rows.upper)
-        return [np.where(upper >= epsilon, upper, 0), np.minimum(least / high, upper)]
+        lower, held = np.minimum(least / high, upper), upper >= epsilon
+        if totals is not None:
+            lower, upper = _narrowed(lower, upper, least, most, [end[part, None] for end in totals])
+        return [np.where(held, upper, 0), lower]
 
     return _sparse(entries, len(scaled), width, rows.ids)
+
+
+def _shares(known: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return ends of normalisers in units of ``sizes``; where float64 cannot say, they say nothing."""
+    slack = bounds.power_error(p, -_LEAST_POWER)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        low, high = known[0] / sizes * (1 - slack), known[1] / sizes * (1 + slack)
+    return np.where(np.isfinite(low), low, 0.0), np.where(high > 0, high, math.inf)
+
+
+def _narrowed(
+    lower: np.ndarray, upper: np.ndarray, least: np.ndarray, most: np.ndarray, totals: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of entries, within those proved, for numerators and normalisers between the given ends."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        high = np.clip(np.nan_to_num(most / totals[0], nan=1.0), np.maximum(lower, np.finfo(np.float64).tiny), upper)
+        return np.clip(least / totals[1], lower, high), high
 
 
 def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sparse.csr_array:

@@ -68,6 +68,20 @@ def asked_for(queries: Any, heads: tuple[int, ...], dim: int, affine: bool) -> t
     return array, shape[-1] // last
 
 
+def known_ends(normalizer: Any, shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return ends (lower, upper) of normalisers for each head, (m,) each.  Raises TypeError and ValueError."""
+    if not isinstance(normalizer, tuple | list) or len(normalizer) != 2:
+        raise TypeError(f"normalizer must be a pair (lower, upper); got {type(normalizer).__name__}")
+    ends = [backend.intake("normalizer", end)[0].astype(np.float64) for end in normalizer]
+    for end in ends:
+        if end.size != math.prod(shape) or end.shape[-1:] != shape[-1:]:
+            raise ValueError(f"normalizer must hold two arrays of one number a query; got shape {end.shape}")
+    lower, upper = (end.reshape(shape) for end in ends)
+    if not np.all((lower >= 0) & (lower <= upper)):
+        raise ValueError("normalizer must hold 0 <= lower <= upper for every query")
+    return list(zip(lower, upper, strict=True))
+
+
 def _by_row(
     name: str, array: Any, heads: tuple[int, ...], count: int | None, columns: int
 ) -> tuple[np.ndarray, backend.Family]:

@@ -105,11 +105,10 @@ def _log_weights(found: Coordinates, p: float) -> np.ndarray:
     """
     if not found.rank:
         return np.zeros(0)
-    log_roots = 2 / p * np.log(np.maximum(_leverages(found.rows, np.zeros(len(found.rows))), bounds.UNIT))
+    log_roots = 2 / p * np.maximum(_log_leverages(found, np.zeros(len(found.rows))), math.log(bounds.UNIT))
     damping, before, residual = 4 / (2 + p), math.inf, math.inf
     for _ in range(min(_MOST_ROUNDS, int(100 + 100 * max(p, 1 / p)))):
-        with np.errstate(divide="ignore"):
-            step = np.log(_leverages(found.rows, (p / 2 - 1) * log_roots)) - log_roots
+        step = _log_leverages(found, (p / 2 - 1) * log_roots) - log_roots
         residual = max(1.0, p / 2) * float(np.abs(step).max())
         if residual <= bounds.LEWIS_RESIDUAL:
             return p / 2 * (log_roots + step)
@@ -126,15 +125,17 @@ def _triangle(rows: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, fl
     return triangle_of(scaled), shift
 
 
-def _roots(rows: np.ndarray, triangle: np.ndarray) -> np.ndarray:
+def _roots(found: Coordinates, triangle: np.ndarray) -> np.ndarray:
     """Return |R^{-T} k_j| of every row."""
-    return np.linalg.norm(scipy.linalg.solve_triangular(triangle, rows.T, trans=1, check_finite=False), axis=0)
+    even, powers = found.even
+    roots = np.linalg.norm(scipy.linalg.solve_triangular(triangle, even.T, trans=1, check_finite=False), axis=0)
+    return np.ldexp(roots, powers)
 
 
-def _leverages(rows: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-    """Return k_j^T (K^T exp(log_weights) K)^{-1} k_j of every row."""
-    triangle, shift = _triangle(rows, log_weights)
-    return np.square(_roots(rows, triangle)) * math.exp(-2 * shift)
+def _log_leverages(found: Coordinates, log_weights: np.ndarray) -> np.ndarray:
+    """Return the logarithm of k_j^T (K^T exp(log_weights) K)^{-1} k_j of every row."""
+    triangle, shift = _triangle(found.rows, log_weights)
+    return 2 * (np.log(_roots(found, triangle)) - shift)
 
 
 # -- brackets ----------------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def _certificates(found: Coordinates, p: float, log_v: np.ndarray) -> tuple[np.n
         return np.zeros(0), np.zeros(0)
     triangle, shift = _triangle(found.rows, (1 - 2 / p) * log_v)
     inverse = float(np.linalg.norm(scipy.linalg.solve_triangular(triangle, np.eye(rank), check_finite=False)))
-    roots = _roots(found.rows, triangle)
+    roots = _roots(found, triangle)
     pad = (found.blur + bounds.dot_error(4 * rank + 4) * found.norms) * inverse
     scale = np.exp((0.5 - 1 / p) * log_v - shift)
     lost = bounds.dot_error(n * rank) * float(np.linalg.norm(triangle)) + float(np.linalg.norm(scale * found.blur))

@@ -152,6 +152,7 @@ def _tempered(response: np.ndarray, p: float) -> np.ndarray:
 
 def _reach(space: _Space) -> float:
     """Return c with |y| <= c ||Z y||_p for every y: the form's own lower end of the normaliser."""
-    low, _ = space.stream.weighting.sandwich(space.stream.mass, space.stream.form.rows)
-    slack = min(space.stream.factor.slack, 0.5)
-    return float((low * (1 - slack) ** (space.stream.weighting.p / 2)) ** (-1 / space.stream.weighting.p))
+    stream = space.stream
+    low, _ = stream.weighting.sandwich(stream.mass, stream.form.rows, stream.epoch)
+    slack = min(stream.factor.slack, 0.5)
+    return float((low * (1 - slack) ** (stream.weighting.p / 2)) ** (-1 / stream.weighting.p))

@@ -22,7 +22,7 @@ from lev.checks import check_answerable, check_epsilon, check_fraction, check_he
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
-from lev.incoming import asked_for, incoming, padding
+from lev.incoming import asked_for, incoming, known_ends, padding
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate
 from lev.second import Replay, tighten
@@ -316,7 +316,9 @@ class Sketch:
             mask[head, : len(best)] = True
         return tuple(self._family.out(array.reshape(*self.heads, k)) for array in (indices, scores, mask))
 
-    def heavy_hitters(self, queries: Any, epsilon: float | None = None, *, width: int | None = None) -> Any:
+    def heavy_hitters(
+        self, queries: Any, epsilon: float | None = None, *, width: int | None = None, normalizer: Any = None
+    ) -> Any:
         """Return every entry |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon over all rows seen.
 
         ``queries`` is (*heads, m, dim), or (..., dim + 1) with an intercept, the last column being b of <q,k> + b;
@@ -325,23 +327,27 @@ class Sketch:
         seen by default; with heads a list of them, in C order.  For p = 2 its data are the exact entries.  For other
         p they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a csr_array of the same
         entries' proved lower ends.  Cost: (rank + retained) d a query.
-        Raises TypeError and ValueError.  Theory: 01, universal sets; 12, online Lewis weights and decay.
+        ``normalizer``: ends (lower, upper), each (*heads, m), of the sums where they are known better, as from
+        :meth:`lev.Coreset.bracket` or :meth:`lev.LiftedSketch.normalizer`.  For p != 2 they narrow both ends of each
+        entry, within what is proved, which then hold as far as they do; no entry is left out because of them.
+        Raises TypeError and ValueError.  Theory: 01, universal sets; 12, online Lewis weights and decay; 11, coresets.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
         asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)
         settled = self._settle()
         held = [int(stream.kept[0].ids.max(initial=-1)) for stream in settled._streams]
         width = self._ids.following if width is None else check_integer("width", width, 1 + max(held))
+        known = [None] * len(asked) if normalizer is None else known_ends(normalizer, asked.shape[:2])
         found = [
-            heavy.heavy_hitters(settled._streams[head // groups], part, epsilon, width)
-            for head, part in enumerate(asked)
+            heavy.heavy_hitters(settled._streams[head // groups], part, epsilon, width, self._ids.following - 1, ends)
+            for head, (part, ends) in enumerate(zip(asked, known, strict=True))
         ]
         return found if self.heads else found[0]
 
     def normalizer(self, queries: Any) -> tuple[Any, Any]:
         """Return (lower, upper), each float64 (*heads, m): sum_l |<q,k_l>|^p over all rows seen lies between.
 
-        With decay rows count as of the largest id seen; for p > 2 no upper end is then known, and it is infinite.
+        With decay rows count as of the largest id seen, t; for p > 2 the upper end then grows by decay^(-t (p/2 - 1)).
         ``queries`` as in :meth:`heavy_hitters`.  Raises TypeError and ValueError.
         """
         asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)

@@ -18,6 +18,8 @@ from lev import backend, bounds
 from lev.factor import scores_of
 
 _FINE = 64  # binary digits of an exponent of two
+_LARGEST = 700.0  # whose exponential is finite
+_TINY = float(np.finfo(np.float64).tiny)  # a sum of weights below it has lost digits: more is safe
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,22 @@ class Weighting:
             return np.minimum(lower, 1), np.minimum(upper, 1)
         alive = upper > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            seen = np.log(mass) - (2 * np.log(scales) if self.p > 2 else 0.0)
+            seen = math.log(max(mass, _TINY)) - (2 * np.log(scales) if self.p > 2 else 0.0)
             low, high = (self.p / 2 * np.log(end) for end in (lower, upper))
             spread = (self.p / 2 - 1) * seen
             slack = bounds.power_error(self.p, rows) * (1 + np.abs(spread) + np.abs(high))
-            low, high = low + np.minimum(spread, 0) - slack, high + np.maximum(spread, 0) + slack
+            low, high = low + np.minimum(spread, 0) - slack, high + (spread if self.p > 2 else 0) + slack
         low = np.where(alive & self._stays_above, np.exp(np.minimum(low, 0)), 0.0)
         return low, np.where(alive, np.exp(np.minimum(high, 0)), 0.0)
 
     def certified(self, weights: np.ndarray, mass: float, rows: int, scales: np.ndarray) -> np.ndarray:
         """Return proved upper ends, (m,), of sensitivities of rows that were just added with these weights."""
-        if self.p <= 2 or mass == 0:
+        if self.p <= 2:
             return weights
-        share = math.log(mass) - (0.0 if self.decay == 1 else 2 * np.log(scales))
-        spread = (self.p / 2 - 1) * np.maximum(share, 0)
+        share = math.log(max(mass, _TINY)) - (0.0 if self.decay == 1 else 2 * np.log(scales))
+        spread = (self.p / 2 - 1) * share
         with np.errstate(over="ignore", invalid="ignore"):
-            upper = weights * np.exp(spread + bounds.power_error(self.p, rows) * (1 + spread))
+            upper = weights * np.exp(spread + bounds.power_error(self.p, rows) * (1 + np.abs(spread)))
         return np.where(weights > 0, np.minimum(upper, 1), 0.0)
 
     @property
@@ -104,10 +106,17 @@ class Weighting:
         """Whether weights stay above their rows, which lower ends need; decayed weights for p > 2 may not."""
         return self.p <= 2 or self.decay == 1
 
-    def sandwich(self, mass: float, rows: int) -> tuple[float, float]:
-        """Return (low, high): the normaliser lies between these times (q^T M q)^(p/2)."""
-        if self.p == 2 or mass == 0:
+    def sandwich(self, mass: float, rows: int, epoch: int) -> tuple[float, float]:
+        """Return (low, high): the normaliser lies between these times (q^T M q)^(p/2).
+
+        With decay and p > 2 rows outgrow their weights as they age, and the oldest may have the id 0.
+        """
+        if self.p == 2 or not rows:
             return 1.0, 1.0
-        spread = (1 - self.p / 2) * math.log(mass)
+        spread = (1 - self.p / 2) * math.log(max(mass, _TINY))
         slack = bounds.power_error(self.p, rows) * (1 + abs(spread))
-        return math.exp(min(spread, 0) - slack), math.exp(max(spread, 0) + slack) if self._stays_above else math.inf
+        if self.p < 2:
+            return math.exp(min(spread, 0) - slack), math.exp(max(spread, 0) + slack)
+        age = -math.log(2) * float(self.exponents(np.zeros(1, np.int64), epoch)[0])
+        growth = (self.p - 2) * max(age, 0) * (1 + slack) + slack
+        return math.exp(min(spread, _LARGEST) - slack), math.exp(growth) if growth < _LARGEST else math.inf

@@ -1,14 +1,19 @@
 """Coresets: what they promise of one query, that any tree of merges keeps it, and that seeds decide everything."""
 
+import importlib
+import pickle
+
+import naive
 import numpy as np
 import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import FAMILIES, streams
+from strategies import FAMILIES, cuts, streams
 
 import lev
-from lev.coreset import _filled, _uniform
+from lev import bounds
+from lev.coreset import _held, _rate, _uniform
 
 few = settings(max_examples=30)
 powers = st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
@@ -64,9 +69,9 @@ def test_rows_are_fewer_where_there_are_many():
 def test_the_expected_size_is_the_size():
     shares = np.random.default_rng(0).random(500) ** 6
     for size in (1, 5, 60, 300):
-        assert _filled(shares, size).sum() == pytest.approx(size)
-        assert _filled(shares, size).max() <= 1
-    assert _filled(np.array([0.0, 0.3]), 2).tolist() == [0.0, 1.0]
+        assert _held(_rate(shares, size), shares).sum() == pytest.approx(size)
+        assert _held(_rate(shares, size), shares).max() <= 1
+    assert _held(_rate(np.array([0.0, 0.3]), 2), np.array([0.0, 0.3])).tolist() == [0.0, 1.0]
     sizes = [
         len(lev.coreset(np.random.default_rng(1).standard_normal((300, 2)), 1, size=40, seed=s)) for s in range(40)
     ]
@@ -158,6 +163,126 @@ def test_no_keys_and_zero_keys():
         assert found.normalizer(np.ones((2, 3))).tolist() == [0, 0]
 
 
+# -- streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("lev.coreset"), "_SHORTEST", 8)
+
+
+def sketched(keys, p, positions=(), **how):
+    sketch = lev.CoresetSketch(keys.shape[1], p, **{"delta": 0.5, **how})
+    for part in np.split(keys, positions):
+        sketch.update(part)
+    return sketch
+
+
+@pytest.mark.usefixtures("short_blocks")
+@given(streams(families=("gaussian", "repeated", "sparse", "graded", "low_rank")), powers, st.data())
+@few
+def test_a_stream_is_sampled_alike_whatever_its_split(keys, p, data):
+    # a rate so small that rows are left out
+    how = {"delta": data.draw(st.sampled_from([0.5, 20.0])), "seed": data.draw(st.integers(0, 9))}
+    whole, parts = (sketched(keys, p, at, **how) for at in ((), data.draw(cuts(len(keys)))[1:-1]))
+    assert same(whole.coreset(), parts.coreset())
+    assert whole.count == parts.count == len(keys)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@given(streams(families=("gaussian", "repeated", "integers", "heavy_tailed", "low_rank")), powers, st.data())
+@few
+def test_rows_of_a_stream_are_held_at_no_less_than_the_rate(keys, p, data):
+    owner = np.array(data.draw(st.lists(st.integers(0, 1), min_size=len(keys), max_size=len(keys))), np.int64)
+    shares = lev.sensitivities(keys, p)[0]
+    for seed in range(4):
+        halves = [lev.CoresetSketch(keys.shape[1], p, delta=9, failure=0.5, seed=seed) for _ in range(2)]
+        for i, half in enumerate(halves):
+            half.update(keys[owner == i], np.flatnonzero(owner == i))
+        merged = halves[0].merge(halves[1])
+        found = merged.coreset()
+        assert merged.count == len(keys)
+        np.testing.assert_array_equal(found.keys, keys[found.indices])
+        least = np.minimum(1, merged.rate * shares)
+        assert np.all(1 / found.weights >= least[found.indices] * (1 - 1e-9))
+        # rows that are held for sure by what they must have are there
+        assert set(np.flatnonzero((_uniform(seed, np.arange(len(keys))) <= least * (1 - 1e-9)) & (least > 0))) <= set(
+            found.indices
+        )
+        more = merged.update(keys[:5], np.arange(len(keys), len(keys) + len(keys[:5])))
+        assert more.count == len(keys) + len(keys[:5])
+
+
+def test_workers_send_their_sketches_and_reads_and_merges_leave_them_alone():
+    keys = np.random.default_rng(0).standard_normal((2000, 3))
+    parts = [lev.CoresetSketch(3, 1, delta=0.5, start=first).update(keys[first : first + 500]) for first in (0, 500)]
+    sent = [pickle.loads(pickle.dumps(part)) for part in parts]
+    before = parts[1].coreset()
+    merged = sent[0].merge(parts[1])
+    assert same(merged.coreset(), parts[0].coreset().merge(parts[1].coreset()))
+    assert same(parts[1].coreset(), before)
+    assert merged.update(keys[1000:]).count == 2000
+    assert set(merged.coreset().indices[-5:]) <= set(range(1000, 2000))
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0])
+def test_streamed_sums_are_unbiased_and_within_their_bracket(p):
+    rng = np.random.default_rng(2)
+    keys, queries = rng.standard_normal((3000, 2)) * np.exp(rng.standard_normal((3000, 1))), rng.standard_normal((5, 2))
+    found = [sketched(keys, p, (100, 1700), delta=1.5, failure=0.1, seed=seed).coreset() for seed in range(60)]
+    assert np.mean([len(small) for small in found]) < 600
+    errors = np.array([small.normalizer(queries) for small in found]) / total(keys, queries, p) - 1
+    assert np.all(np.abs(errors.mean(axis=0)) < 4 * errors.std(axis=0) / np.sqrt(60))
+    wrong = 0
+    for small in found:
+        low, high = small.bracket(queries, 0.1)
+        wrong += np.count_nonzero((total(keys, queries, p) < low) | (total(keys, queries, p) > high))
+    assert wrong <= 0.1 * 60 * 5
+    # brackets a twentieth as wide would not do
+    assert np.mean(np.abs(errors) > bounds.coreset_error(found[0].rates[0], 0.1) / 20) > 0.1
+
+
+@given(streams(families=("gaussian", "integers", "repeated")), powers)
+@few
+def test_a_coreset_of_all_keys_is_certain(keys, p):
+    queries = np.random.default_rng(0).standard_normal((4, keys.shape[1]))
+    for whole in (lev.coreset(keys, p, size=len(keys) + 1), sketched(keys, p, delta=1e-9).coreset()):
+        low, high = whole.bracket(queries)
+        true = total(keys, queries, p)
+        assert np.all((low <= true * (1 + 1e-12)) & (true <= high * (1 + 1e-12)))
+        assert np.all(low >= true * (1 - 1e-6))
+
+
+def test_brackets_follow_merges_and_reductions():
+    keys, query = np.random.default_rng(0).standard_normal((4000, 2)), np.ones((1, 2))
+    parts = [lev.coreset(keys[i::2], 1, delta=d, indices=np.arange(i, 4000, 2)) for i, d in ((0, 0.2), (1, 0.4))]
+    merged = parts[0].merge(parts[1].reduced(delta=0.5))
+    assert merged.rates == (bounds.coreset_rate(0.4, 0.01), bounds.coreset_rate(0.5, 0.01))
+    low, high = merged.bracket(query, 0.02)
+    estimate = merged.normalizer(query)
+    np.testing.assert_allclose([estimate / low, estimate / high], [[1.4 * 1.5], [0.6 * 0.5]], rtol=1e-9)
+    assert np.isinf(lev.coreset(keys, 1, size=3).bracket(query)[1])
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0, 4.0])
+def test_a_coreset_narrows_the_ends_of_entries(p):
+    rng = np.random.default_rng(5)
+    keys = rng.standard_normal((4000, 3))
+    keys[:6] *= 40
+    queries = np.vstack([np.linalg.pinv(keys[:6]).T, keys[:6], rng.standard_normal((10, 3))])
+    sketch = lev.Sketch(3, 0.01, p).update(keys)
+    proved = sketch.heavy_hitters(queries)
+    small = sketched(keys, p, delta=0.1, failure=0.001).coreset()
+    hits = sketch.heavy_hitters(queries, normalizer=small.bracket(queries, 0.001))
+    assert hits.nnz
+    np.testing.assert_array_equal(hits.indices, proved.indices)
+    np.testing.assert_array_equal(hits.indptr, proved.indptr)
+    true = np.asarray(naive.weights(queries, keys, p)[hits.nonzero()])
+    assert np.all((hits.lower.data <= true * (1 + 1e-9)) & (true <= hits.data * (1 + 1e-9)))
+    assert np.all((hits.data <= proved.data) & (hits.lower.data >= proved.lower.data))
+    assert np.all(hits.data <= np.maximum(1.25 * hits.lower.data, 1e-300) * (1 + 1e-9))
+
+
 KEYS = np.eye(3)
 
 
@@ -177,6 +302,29 @@ KEYS = np.eye(3)
         (lambda: lev.coreset(KEYS[:, :0], 1, size=3), ValueError, "at least one column"),
         (lambda: lev.coreset(KEYS, 1, size=3).normalizer(np.ones((1, 2))), ValueError, "queries must have shape"),
         (lambda: lev.coreset(KEYS, 1, size=3).merge(3), TypeError, "other must be a Coreset; got int"),
+        (lambda: lev.coreset(KEYS, 1, size=3).bracket(KEYS, 0), ValueError, "failure must be in"),
+        (lambda: lev.CoresetSketch(3, 0, delta=1), ValueError, "p must be positive and finite; got 0"),
+        (lambda: lev.CoresetSketch(3, 1, delta=0), ValueError, "delta must be positive and finite; got 0"),
+        (lambda: sketched(np.full((2, 3), np.nan), 1), ValueError, "row 0 holds NaN"),
+        (lambda: sketched(KEYS, 1).update(KEYS, [0, 7, 8]), ValueError, "indices holds id 0"),
+        (lambda: sketched(KEYS, 1).merge(3), TypeError, "other must be a CoresetSketch; got int"),
+        (lambda: sketched(KEYS, 1).merge(sketched(KEYS, 1, seed=1)), ValueError, "other has seed=1; merging needs"),
+        (lambda: sketched(KEYS, 1).merge(sketched(KEYS, 1)), ValueError, "other holds id 0"),
+        (
+            lambda: lev.Sketch(3, 0.5, 1).update(KEYS).heavy_hitters(KEYS, normalizer=[1.0]),
+            TypeError,
+            r"normalizer must be a pair \(lower, upper\)",
+        ),
+        (
+            lambda: lev.Sketch(3, 0.5, 1).update(KEYS).heavy_hitters(KEYS, normalizer=([1.0], [2.0])),
+            ValueError,
+            "normalizer must hold two arrays of one number a query",
+        ),
+        (
+            lambda: lev.Sketch(3, 0.5, 1).update(KEYS).heavy_hitters(KEYS, normalizer=([2.0] * 3, [1.0] * 3)),
+            ValueError,
+            "normalizer must hold 0 <= lower <= upper",
+        ),
         (
             lambda: lev.coreset(KEYS, 1, size=3).merge(lev.coreset(KEYS, 2, size=3)),
             ValueError,

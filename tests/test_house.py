@@ -126,6 +126,7 @@ def test_the_public_is_documented(name, thing):
         "heavy_entries",
         "LiftedSketch",
         "coreset",
+        "CoresetSketch",
     ],
 )
 def test_what_makes_a_promise_says_its_guarantee_errors_and_example(name):

@@ -264,6 +264,23 @@ def test_the_set_is_minimal_where_it_says_so(keys, p):
     assert np.all(found.scores >= lower[found.indices])
 
 
+def test_only_rows_that_certificates_leave_undecided_are_refined(monkeypatch):
+    keys, refined = np.random.default_rng(0).standard_normal((300, 4)), []
+    keys[7] *= 30
+    keys[8] = keys[7]
+    plain = lewis.refine
+
+    def counted(found, p, weights, j):
+        refined.append(j)
+        return plain(found, p, weights, j)
+
+    monkeypatch.setattr(lewis, "refine", counted)
+    found = lp_universal_set(keys, 0.4, 3.0)
+    assert found.indices.tolist() == [7, 8]
+    assert found.exact
+    assert set(refined) <= {7, 8}
+
+
 @pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize(("size", "family"), [(30, "graded"), (40, "one_huge"), (20, "shrinking"), (2, "gaussian")])
 def test_a_row_alone_in_its_direction_is_kept(p, size, family):

@@ -6,6 +6,7 @@ import math
 import naive
 import numpy as np
 import pytest
+import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EPSILONS, cuts, streams
@@ -41,6 +42,7 @@ def assert_nothing_missed(sketch, keys, rng, *, least_blur=1e-4):
     p, decay, found = sketch.p, sketch.decay, sketch.universal_set()
     ages = np.arange(len(keys))[::-1]
     said = dict(zip(found.indices.tolist(), found.scores.tolist(), strict=True))
+    seen = []
     for query in queries_for(keys, p, ages, decay, rng):
         if not np.isfinite(query).all() or naive.blur(keys * decay ** (ages / p)[:, None], query, 1e-14) > least_blur:
             continue
@@ -55,6 +57,24 @@ def assert_nothing_missed(sketch, keys, rng, *, least_blur=1e-4):
             total = float(np.sum(decay**ages * np.abs(keys @ query) ** p))
         if 1e-290 < total < 1e290:
             assert low * (1 - 1e-6) <= total <= high * (1 + 1e-6)
+            seen.append((query, total, weights))
+    if seen:
+        assert_narrowed(sketch, *map(np.array, zip(*seen, strict=True)))
+
+
+def assert_narrowed(sketch, queries, totals, weights):
+    """A normaliser known from elsewhere narrows the ends of entries; a wrong one leaves them within what is proved."""
+    proved = sketch.heavy_hitters(queries, width=weights.shape[1])
+    for known, right in (((1 - 1e-6, 1 + 1e-6), True), ((1 / 9, 1 / 8), False), ((8, 9), False)):
+        ends = [totals * end for end in known]
+        hits = sketch.heavy_hitters(queries, width=weights.shape[1], normalizer=ends)
+        np.testing.assert_array_equal(hits.indptr, proved.indptr)
+        np.testing.assert_array_equal(hits.indices, proved.indices)
+        assert np.all((proved.lower.data <= hits.lower.data) & (hits.lower.data <= hits.data))
+        assert np.all(hits.data <= proved.data)
+        if right:
+            true = weights[np.repeat(np.arange(len(queries)), np.diff(hits.indptr)), hits.indices]
+            assert np.all((hits.lower.data <= true * (1 + 1e-5)) & (true <= hits.data * (1 + 1e-5)))
 
 
 @small_blocks
@@ -65,6 +85,45 @@ def test_nothing_is_missed_whatever_the_keys_and_the_split(data):
     p, decay, epsilon = data.draw(powers), data.draw(decays), data.draw(EPSILONS)
     sketch = sketched(keys, data.draw(cuts(len(keys))), epsilon=epsilon, p=p, decay=decay)
     assert_nothing_missed(sketch, keys, np.random.default_rng(len(keys)))
+
+
+def climbed(keys, p, rounds=3):
+    """Return for each key queries that give it more and more weight, by reweighted least squares, all at once."""
+    eye, weights, found = np.eye(keys.shape[1]), np.ones((len(keys), len(keys))), []
+    for _ in range(rounds):
+        grams = np.einsum("jl,la,lb->jab", weights, keys, keys)
+        ridges = 1e-12 * np.trace(grams, axis1=1, axis2=2)[:, None, None] * eye
+        found.append(np.linalg.solve(grams + ridges, keys[:, :, None])[:, :, 0])
+        sizes = np.abs(found[-1] @ keys.T)
+        weights = np.clip(sizes / sizes.max(axis=1, keepdims=True), 1e-6, 1) ** (p - 2)
+    return np.concatenate(found)
+
+
+@small_blocks
+def test_ten_thousand_cases_miss_nothing():
+    cases, heavy = 0, 0
+    for seed in range(90):
+        rng = np.random.default_rng(seed)
+        p, epsilon, dim = POWERS[seed % 6], (0.02, 0.05, 0.2)[seed % 3], 1 + seed % 4
+        keys = strategies.FAMILIES[("gaussian", "repeated", "heavy_tailed", "integers")[seed // 3 % 4]](rng, 40, dim)
+        keys = keys[keys.any(axis=1)]
+        owner = rng.integers(0, 1 + seed % 4, len(keys))
+        parts = [lev.Sketch(dim, epsilon, p) for _ in range(1 + seed % 4)]
+        for part, sketch in enumerate(parts):
+            for ids in np.array_split(np.flatnonzero(owner == part), 2):
+                sketch.update(keys[ids], ids)
+        sketch = lev.merge([parts[i] for i in rng.permutation(len(parts))])
+        queries = np.vstack([climbed(keys, p), rng.standard_normal((20, dim)), keys])
+        weights, found = naive.weights(queries, keys, p), sketch.universal_set()
+        assert set(np.flatnonzero((weights >= epsilon * (1 + 1e-9)).any(axis=0))) <= set(found.indices.tolist())
+        hits = sketch.heavy_hitters(queries, width=len(keys))
+        upper, lower = hits.toarray(), hits.lower.toarray()
+        reached = weights >= epsilon * (1 + 1e-9)
+        assert np.all(upper[reached] >= weights[reached] * (1 - 1e-9))
+        assert np.all(lower <= weights * (1 + 1e-9))
+        cases, heavy = cases + len(queries), heavy + np.count_nonzero(reached)
+    assert cases >= 10_000
+    assert heavy >= 10_000  # entries that could have been missed
 
 
 @small_blocks
@@ -211,6 +270,67 @@ def test_scale_changes_nothing(p, scale):
     np.testing.assert_allclose(plain.scores, scaled.scores, rtol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e100, 1e-100])
+@pytest.mark.parametrize("p", [0.5, 3.0, 10.0])
+def test_scale_changes_no_answer(p, scale):
+    keys = np.random.default_rng(8).standard_normal((30, 2))
+    keys[7] *= 20
+    queries = np.vstack([keys[7], [1.0, -1.0]])
+
+    def answers(keys, queries):
+        sketch = lev.Sketch(2, 0.1, p).update(keys)
+        yield lev.lewis_weights(keys, p)
+        yield from lev.sensitivities(keys, p, [7, 0])
+        yield lev.universal_set(keys, 0.3, p).indices
+        yield lev.heavy_entries(queries, keys, 0.1, p).toarray()
+        yield sketch.heavy_hitters(queries).toarray()
+        yield np.array(sketch.normalizer(queries))
+        yield lev.CoresetSketch(2, p, delta=3).update(keys).coreset().indices
+        if p >= 1:
+            yield sketch.second_pass(keys).indices
+
+    # a query that shrinks as the keys grow keeps every answer; one that does not leaves float64, and nothing is raised
+    for one, other in zip(answers(keys, queries), answers(keys * scale, queries / scale), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    sketch, small = lev.Sketch(2, 0.1, p).update(keys * scale), lev.coreset(keys * scale, p, delta=0.5)
+    far = [[scale, scale]]
+    low, high = sketch.normalizer(far)
+    assert low <= high
+    ends = small.bracket(far)
+    assert ends[0] <= small.normalizer(far)
+    np.testing.assert_array_equal(sketch.heavy_hitters(far).indices, sketch.heavy_hitters(far, normalizer=ends).indices)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 10.0])
+def test_large_and_small_rows_together(p):
+    keys = np.random.default_rng(2).standard_normal((40, 2))
+    keys[0] *= 1e100
+    keys[1] *= 1e-100
+    keys[2] *= 1e150
+    found, whole = lev.Sketch(2, 0.1, p).update(keys).universal_set(), lev.universal_set(keys, 0.1, p)
+    # two directions, and two rows that dwarf all others
+    assert {0, 2} <= set(whole.indices.tolist()) <= set(found.indices.tolist())
+    assert whole.scores[[0, 1]].tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("p", [0, -1, np.inf, np.nan])
+def test_a_bad_p_is_named_everywhere(p):
+    keys = np.eye(2)
+    for call in (
+        lambda: lev.Sketch(2, 0.1, p),
+        lambda: lev.CoresetSketch(2, p, delta=0.5),
+        lambda: lev.coreset(keys, p, size=1),
+        lambda: lev.lewis_weights(keys, p),
+        lambda: lev.sensitivities(keys, p),
+        lambda: lev.universal_set(keys, 0.1, p),
+        lambda: lev.heavy_entries(keys, keys, 0.1, p),
+        lambda: lev.functions.Power(p),
+        lambda: lev.lift.SymmetricPower(p),
+    ):
+        with pytest.raises(ValueError, match=f"p must be .*; got {p}"):
+            call()
+
+
 @pytest.mark.parametrize("p", [1.0, 4.0])
 def test_entries_have_two_ends(p):
     rng = np.random.default_rng(9)
@@ -225,6 +345,31 @@ def test_entries_have_two_ends(p):
     exact = naive.weights(keys[:50], keys, p)
     assert np.all(lower[lower > 0] <= exact[lower > 0] * (1 + 1e-12))
     assert hits.lower.nnz == hits.nnz
+
+
+@pytest.mark.parametrize("p", [3.0, 4.0, 10.0])
+def test_sums_of_weights_that_underflow_miss_nothing(p):
+    for keys, ids in (([[3.0], [0.0]], [0, 1500]), ([[1e-9], [3.0], [3.0], [3.0]], [1500, 0, 1, 2])):
+        sketch = lev.Sketch(1, 0.1, p, decay=0.5)
+        for key, number in zip(keys, ids, strict=True):
+            sketch.update([key], [number]).universal_set()
+        found = sketch.universal_set()
+        weights = naive.entries(np.ones(1), np.array(keys), p, 1500 - np.array(ids), 0.5)
+        assert {ids[j] for j in np.flatnonzero(weights >= 0.1)} <= set(found.indices.tolist())
+
+
+def test_young_decayed_streams_have_an_upper_normalizer():
+    rng = np.random.default_rng(3)
+    keys, queries = rng.standard_normal((1000, 3)), rng.standard_normal((50, 3))
+    ratios = []
+    for count in (10, 100, 1000):
+        sketch = lev.Sketch(3, 0.1, 4.0, decay=0.99).update(keys[:count])
+        low, high = sketch.normalizer(queries)
+        true = np.sum(np.abs(keys[:count] @ queries.T) ** 4 * 0.99 ** np.arange(count)[::-1, None], axis=0)
+        assert np.all((low <= true) & (true <= high))
+        ratios.append(float(np.median(high / true)))
+    assert ratios[0] < 10
+    assert ratios[-1] > 100  # it grows as the oldest rows age
 
 
 def test_affine_queries_for_other_powers():

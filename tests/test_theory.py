@@ -16,7 +16,11 @@ from hypothesis.extra import numpy as arrays
 
 import lev
 from lev import bounds, lift
+from lev.eliminate import eliminate
 from lev.form import Form
+from lev.lewis import _certificates
+from lev.refine import above, below, least_squares
+from lev.weighting import Weighting
 
 THEORY = Path(__file__).parent.parent / "theory"
 sys.path.insert(0, str(THEORY))
@@ -27,6 +31,8 @@ online = importlib.import_module("12_online_lewis")
 
 other = importlib.import_module("07_other_functions")
 softmax = importlib.import_module("08_softmax")
+lewis = importlib.import_module("05_lewis_weights")
+many = importlib.import_module("13_heads")
 planted = importlib.import_module("09_planted_keys")
 even = importlib.import_module("10_even_powers")
 coresets = importlib.import_module("11_coresets")
@@ -348,6 +354,12 @@ def test_resolution_bounds_what_is_hidden(shift):
     assert (0.1 if shift == 6 else -1) < rounding.resolution(shift) <= 1
 
 
+@given(seeds)
+@few
+def test_dropped_parts_add_as_squares(seed):
+    assert rounding.dropped_parts(np.random.default_rng(seed)) < 1e-13
+
+
 def hidden(sketch, keys, queries):
     """Yield (sqrt weight, sqrt of what is said of the key, blur, held) of each key and query that sees any key."""
     found = sketch.universal_set()
@@ -405,6 +417,137 @@ def test_online_weights_fit(seed, p, dim):
     online.proves(keys, p, rng)
     assert 0 < online.parts(keys, p) <= 1 + 1e-9
     online.size(keys, p)
+
+
+# in one column weights proportional to |k|^p meet every bound: each of these fails if an end is moved inwards
+
+columns = arrays.arrays(np.float64, st.integers(1, 9), elements=st.integers(1, 9).map(float))
+online_powers = st.sampled_from(online.POWERS)
+
+
+def fitted(column, p, decay=1.0):
+    """Return (rule, scales, v, M, weights) of rows at their last time, weighted in proportion to their entries."""
+    rule, ids = Weighting(p, decay), np.arange(len(column))
+    scales = rule.scales(ids, rule.epoch(ids))
+    entries = np.abs(column) ** p * decay ** (-1.0 * ids)
+    # weights within [0, 1]; for p > 2 a weight decays in the sums, so it is given in the units of its time
+    v = entries / entries.sum() * (decay ** (1.0 * ids) if p > 2 else 1.0)
+    form = float(np.sum((rule.factors(v, scales) * column) ** 2))
+    return rule, scales, v, form, entries / entries.sum()
+
+
+@given(columns, online_powers, st.sampled_from([1.0, 0.9, 0.5]))
+@few
+def test_online_ends_are_met(column, p, decay):
+    rule, scales, v, form, truth = fitted(column, p, decay)
+    odds = (scales * column) ** 2 / form
+    lower, upper = rule.ends(odds, odds, rule.masses(v, scales), len(column), scales)
+    assert np.all((lower <= truth) & (truth <= upper))
+    np.testing.assert_allclose(upper, truth, rtol=1e-9)
+    low, high = rule.sandwich(rule.masses(v, scales), len(column), rule.epoch(np.arange(len(column))))
+    total = float(np.sum(np.abs(column) ** p * scales ** min(2.0, p))) / form ** (p / 2)
+    assert low <= total <= high
+    np.testing.assert_allclose(low if p > 2 else high, total, rtol=1e-9)
+    if decay == 1:
+        np.testing.assert_allclose([*lower, low, high], [*truth, total, total], rtol=1e-9)
+
+
+@given(st.sampled_from(online.POWERS), st.integers(2, 9))
+@few
+def test_parts_in_a_whole_are_met(p, copies):
+    # copies of one row, each a sketch of its own: with the share, 1 / copies, bounds are exact again
+    parts = [lev.Sketch(1, 0.05, p, start=i).update([[3.0]]) for i in range(copies)]
+    one = lev.Sketch(1, 0.05, p)
+    for part in parts:
+        one.merge(part)
+    scores = lev.merge(parts).universal_set().scores
+    assert np.all(scores >= 1 / copies)
+    if p < 2 and copies == 2:
+        np.testing.assert_allclose(scores, 0.5, rtol=1e-9)
+
+
+# -- 05 ----------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from(lewis.POWERS), st.integers(1, 4))
+@settings(few, max_examples=12)
+def test_certificates_hold_for_any_weights(seed, p, dim):
+    rng = np.random.default_rng(seed)
+    keys = rng.standard_normal((9, dim)) * np.exp(rng.standard_normal((9, 1)))
+    lewis.certified(keys, p, rng)
+    lewis.sandwich(keys, p)
+
+
+@given(columns, st.sampled_from(lewis.POWERS), st.floats(-3, 3))
+@few
+def test_certificates_are_met(column, p, shift):
+    truth = column**p / np.sum(column**p)
+    found = eliminate(column[:, None])
+    lower, upper = _certificates(found, p, np.log(truth) + shift)
+    assert np.all((lower <= truth) & (truth <= upper))
+    np.testing.assert_allclose([lower, upper], [truth, truth], rtol=1e-9)
+
+
+@given(columns, st.sampled_from(lewis.POWERS))
+@few
+def test_lewis_weights_of_a_column_are_its_sensitivities(column, p):
+    truth = column**p / np.sum(column**p)
+    np.testing.assert_allclose(lev.lewis_weights(column[:, None], p), truth, rtol=1e-9)
+    lower, upper = lev.sensitivities(column[:, None], p)
+    assert np.all((lower <= truth * (1 + 1e-15)) & (truth <= upper * (1 + 1e-15)))
+    np.testing.assert_allclose([lower, upper], [truth, truth], rtol=2e-6)
+
+
+def test_lewis_weights_are_not_monotone():
+    keys = np.array([[-1.0, -3.0], [1.0, 2.0], [2.0, 3.0]])
+    before, after = lev.lewis_weights(keys, 4)[1], lev.lewis_weights(np.vstack([keys, [3.0, 0.0]]), 4)[1]
+    assert (round(before, 4), round(after, 4)) == (0.0460, 0.0866)
+
+
+@given(st.sampled_from([1.0, 1.5, 3.0, 4.0]), st.integers(1, 6), st.floats(-9, 9))
+@few
+def test_dual_ends_are_met_by_copies(p, copies, power):
+    # K^T u = k_j with u = 1 / copies on the copies of k_j, and the query e_j
+    keys = np.repeat(np.eye(2), copies, axis=0) * 10.0**power
+    found = eliminate(keys)
+    x, u = least_squares(found.rows, np.ones(2 * copies), 0)
+    assert below(found, p, 0, x) <= 1 / copies <= above(found, p, 0, u, found.reach(p))
+    assert below(found, p, 0, x) == pytest.approx(1 / copies, rel=1e-9)
+    assert above(found, p, 0, u, found.reach(p)) == pytest.approx(1 / copies, rel=1e-9)
+    # half of u is charged for the half of k_j that it lacks, and for p > 2 no less would do
+    whole = eliminate(np.ones((copies, 1)))
+    halved = above(whole, p, 0, np.full(copies, 0.5 / copies), whole.reach(p))
+    assert halved >= 1 / copies
+    assert p < 2 or halved == pytest.approx(1 / copies, rel=1e-9)
+
+
+@given(seeds)
+@settings(few, max_examples=2)
+def test_lewis_iterations_contract_and_descend(seed):
+    rng = np.random.default_rng(seed)
+    lewis.converges(rng.standard_normal((8, 2)), rng)
+
+
+def test_coordinates_hold_their_error():
+    assert 0 < lewis.coordinates() <= 1
+    assert lewis.gamma_is_needed() > 1.5
+
+
+# -- 13 ----------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(1, 3))
+@settings(few, max_examples=5)
+def test_checked_factors_and_online_scores(seed, dim):
+    rng = np.random.default_rng(seed)
+    keys = np.vstack([9.0 * np.eye(dim), rng.integers(1, 10, (7, dim))])
+    assert all(many.checked(keys, wrong) for wrong in (0.0, 0.1, 1.0))
+    assert many.online(keys, dim + 2) < 1e-11
+    for p in (0.5, 1.0, 2.0, 3.0, 4.0):
+        assert many.powers(keys, p) <= 1 + 1e-12
+        # copies of one row meet the bound
+        assert p < 2 or many.powers(np.ones((5, 1)), p) == pytest.approx(1)
+    assert many.final_set_is_not_enough(9) == Fraction(1, 10)
 
 
 # -- 07 ----------------------------------------------------------------------------------------------------
@@ -548,6 +691,13 @@ def test_coresets_are_unbiased():
     for found in (coresets.errors(keys, query, 3.0, 150, size=40), coresets.reduced(keys, query, 3.0, 50, 40)):
         assert abs(found.mean()) < 4 * found.std() / np.sqrt(len(found))
         assert 0.02 < found.std() < 0.5
+
+
+@given(st.floats(1e-3, 0.999), st.floats(1e-9, 0.5))
+@few
+def test_coreset_error_is_the_rate_solved(delta, failure):
+    assert bounds.coreset_error(bounds.coreset_rate(delta, failure), failure) == pytest.approx(delta, rel=1e-9)
+    assert bounds.coreset_error(math.inf, failure) == 0
 
 
 @pytest.mark.parametrize("size", [0.9, 1.0, 3.0])
