@@ -7,8 +7,12 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import vit
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parents[1] / "shared" / "data"  # extracted keys of trained models and MNIST, beside the checkout
@@ -21,14 +25,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--samples", type=Path, default=SAMPLES, help="folder of the real keys and of mnist.npz")
     made.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its own choice")
     made.add_argument("--smoke", action="store_true", help="a run of seconds that shows that the script works")
-    return made
-
-
-def scaled(description: str | None) -> argparse.ArgumentParser:
-    """Return the command line of experiments that train."""
-    made = parser(description)
-    made.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="how much is trained")
-    made.add_argument("--device", default="cpu", help="device of torch, such as cuda")
     return made
 
 
@@ -54,12 +50,12 @@ def write(out: Path, name: str, results: dict[str, Any], text: str, figure: Any)
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{name}.png.part", format="png", dpi=130, metadata={"Software": None})
     os.replace(out / f"{name}.png.part", out / f"{name}.png")
-    replace(out / f"{name}.json", json.dumps(results, indent=1) + "\n")
-    replace(out / f"{name}.md", text)
+    rewrite(out / f"{name}.json", json.dumps(results, indent=1) + "\n")
+    rewrite(out / f"{name}.md", text)
     print(text)
 
 
-def replace(path: Path, text: str) -> None:
+def rewrite(path: Path, text: str) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text)
     os.replace(part, path)
@@ -76,8 +72,47 @@ class Ledger:
     def add(self, key: str, result: Any) -> None:
         self.runs[key] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace(self.path, json.dumps({"settings": self.settings, "runs": self.runs}))
+        rewrite(self.path, json.dumps({"settings": self.settings, "runs": self.runs}))
         print(key, result, flush=True)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an experiment that trains begins with."""
+
+    out: Path
+    scale: vit.Scale
+    train: vit.Data
+    test: vit.Data
+    ledger: Ledger
+
+    def finish(self, name: str, results: dict[str, Any], text: str, figure: Any) -> None:
+        """Write the results; the ledger has served."""
+        write(self.out, name, results, text, figure)
+        self.ledger.path.unlink()
+
+
+def start(name: str, description: str | None, tested: int | None = None, **settings: Any) -> Start:
+    """Read the command line of an experiment that trains, and return its scale, data and ledger.
+
+    ``tested`` images are used at full size, by default as many as the scale says; ``settings`` go into the ledger.
+    """
+    import torch
+    import vit
+
+    made = parser(description)
+    made.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="how much is trained")
+    made.add_argument("--device", default="cpu", help="device of torch, such as cuda")
+    arguments = made.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    scale = vit.SCALES["smoke" if arguments.smoke else arguments.scale]
+    if tested and not arguments.smoke:
+        scale = replace(scale, tested=tested)
+    train = vit.Data.load(arguments.samples, "train", scale.images, arguments.device)
+    test = vit.Data.load(arguments.samples, "test", scale.tested, arguments.device)
+    ledger = Ledger(arguments.out / f"{name}.part.json", scale.settings() | settings)
+    return Start(arguments.out, scale, train, test, ledger)
 
 
 def axes(columns: int, titles: Sequence[str]) -> tuple[Any, list[Any]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-from dataclasses import replace
 from typing import Any
 
 import common
@@ -127,22 +126,14 @@ def draw(results: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    arguments = common.scaled(__doc__).parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    scale = vit.SCALES["smoke" if arguments.smoke else arguments.scale]
-    scale = scale if arguments.smoke else replace(scale, tested=SEARCHED[2.0])
-    train = vit.Data.load(arguments.samples, "train", scale.images, arguments.device)
-    test = vit.Data.load(arguments.samples, "test", scale.tested, arguments.device)
-    ledger = common.Ledger(arguments.out / "powers.part.json", scale.settings())
-    for seed in range(scale.seeds):
+    run = common.start("powers", __doc__, tested=SEARCHED[2.0])
+    for seed in range(run.scale.seeds):
         for p in POWERS:
-            if f"{seed}/{p:g}" not in ledger.runs:
-                run = vit.Training(scale, train, seed, full(p)).run(scale.steps)
-                ledger.add(f"{seed}/{p:g}", search(run.model, test, p))
-    results = {"settings": scale.settings(), "runs": ledger.runs}
-    common.write(arguments.out, "powers", results, text_of(results), draw(results))
-    ledger.path.unlink()
+            if f"{seed}/{p:g}" not in run.ledger.runs:
+                trained = vit.Training(run.scale, run.train, seed, full(p)).run(run.scale.steps)
+                run.ledger.add(f"{seed}/{p:g}", search(trained.model, run.test, p))
+    results = {"settings": run.ledger.settings, "runs": run.ledger.runs}
+    run.finish("powers", results, text_of(results), draw(results))
 
 
 if __name__ == "__main__":

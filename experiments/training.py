@@ -16,7 +16,6 @@ import statistics
 from typing import Any
 
 import common
-import torch
 import vit
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -118,19 +117,11 @@ def draw(results: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    arguments = common.scaled(__doc__).parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    scale = vit.SCALES["smoke" if arguments.smoke else arguments.scale]
-    train = vit.Data.load(arguments.samples, "train", scale.images, arguments.device)
-    test = vit.Data.load(arguments.samples, "test", scale.tested, arguments.device)
-    settings = scale.settings() | {"warm": WARM}
-    ledger = common.Ledger(arguments.out / "training.part.json", settings)
-    for seed in range(scale.seeds):
-        a_seed(ledger, scale, train, test, seed)
-    results = {"settings": settings, "accuracy": collect(ledger, scale.seeds)}
-    common.write(arguments.out, "training", results, text_of(results), draw(results))
-    ledger.path.unlink()
+    run = common.start("training", __doc__, warm=WARM)
+    for seed in range(run.scale.seeds):
+        a_seed(run.ledger, run.scale, run.train, run.test, seed)
+    results = {"settings": run.ledger.settings, "accuracy": collect(run.ledger, run.scale.seeds)}
+    run.finish("training", results, text_of(results), draw(results))
 
 
 if __name__ == "__main__":

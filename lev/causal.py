@@ -1,77 +1,45 @@
 """The causal sketch: after each row the keys that can matter to it or to any later query.
 
-The cache after row i is U_i = {j <= i : score of key j among rows 0..i >= epsilon}.  Scores only fall as rows
-arrive, so a key enters at its own row or never, and once out it stays out: each member has one lifetime.
+The cache after row i is U_i = {j <= i : score of key j among rows 0..i >= epsilon}.  :mod:`lev.lifetimes` keeps it
+for one stream, block by block; here is what a user meets: checked input, ids, heads, questions, files.
 Theory: 06, causal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+import math
+from typing import Any, NoReturn
 
 import numpy as np
 
-from lev import backend, heavy
-from lev.candidates import Candidates
-from lev.checks import check_answerable, check_epsilon, check_integer
-from lev.form import Form
+from lev import backend, store
+from lev.checks import check_answerable, check_epsilon, check_heads, check_integer
 from lev.ids import Ids
-from lev.incoming import incoming
-from lev.prefix import advance, entries
-from lev.rows import Rows, concatenate
-from lev.universal import UniversalSet
-from lev.weighting import Weighting
+from lev.incoming import asked_for, blanked, incoming
+from lev.lifetimes import ALIVE, Lifetimes, Members
+from lev.rows import Rows, concatenate, stacked
 
-if TYPE_CHECKING:
-    from scipy import sparse
-
-ALIVE = np.iinfo(np.int64).max
-"""``dropped`` of a key that is still a member: later than every position."""
+__all__ = ["ALIVE", "CausalSketch", "Lifetimes"]
 
 _SMALLEST_BLOCK, _BLOCK_PER_COLUMN = 64, 4
+_ARGUMENTS = ("dim", "epsilon", "heads", "payload_dim", "intercept")
 
 
-@dataclass(frozen=True, eq=False)
-class Lifetimes:
-    """When each key was a member: after the rows at positions ``admitted`` <= i < ``dropped``.
-
-    ``ids``, ``admitted``, ``dropped`` are (m,) int64, one for each key that was ever a member, in the order of
-    admission.  Positions count rows from 0; a key is admitted at its own.  ``dropped`` is :data:`ALIVE` for a
-    key that is a member still.
-    """
-
-    ids: np.ndarray
-    admitted: np.ndarray
-    dropped: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def mask(self, positions: Any) -> np.ndarray:
-        """Return bool (len(positions), len(self)): which keys are members after the row at each position.
-
-        Causal by itself: no key is a member before its own row.
-        """
-        at = np.asarray(positions, np.int64)[:, None]
-        return (self.admitted <= at) & (at < self.dropped)
-
-
-class CausalSketch:
+class CausalSketch(store.Stored):
     """A sketch of keys that arrive while queries are asked: the bounded cache after each row.
 
     Parameters
     ----------
-    dim, epsilon, start, payload_dim : as for :class:`lev.Sketch`
+    dim, epsilon, heads, start, payload_dim, intercept : as for :class:`lev.Sketch`
 
     Guarantee: row by row, a superset.  For every i, each key that query i or any later one can give a weight
     <q,k>^2 / sum_{l <= i} <q,k_l>^2 >= epsilon is a member after row i.  A key is dropped late only while its
     score is above epsilon (1 - :data:`lev.bounds.PREFIX_SHARE`) less the margin, so about rank / epsilon keys
     at most are held after each row.  Rows wait until a block is full, so any split into updates gives the same
     bits; ``admit`` and ``attend`` end a block and keep to the guarantee.
-    Cost: O(d^2) a row and O(d^3 + d^3 / epsilon) for a block of 4 d rows; rows that raise the rank go one by
-    one, O(d^3 + d^2 / epsilon) each.  Memory: O(d^2 + d^2 / epsilon), and three integers for each key that was
-    ever a member.  Raises TypeError and ValueError for bad arguments.
+    Cost, for each head: O(d^2) a row and O(d^3 + d^3 / epsilon) for a block of 4 d rows; rows that raise the rank
+    go one by one, O(d^3 + d^2 / epsilon) each.  Memory: O(d^2 + d^2 / epsilon), and three integers for each key that
+    was ever a member.  Raises TypeError and ValueError for bad arguments.
 
     >>> import numpy as np, lev
     >>> sketch = lev.CausalSketch(1, 0.5).update([[1.0], [1.0], [1.0], [3.0]])
@@ -82,16 +50,25 @@ class CausalSketch:
 
     """
 
-    def __init__(self, dim: int, epsilon: float, *, start: int = 0, payload_dim: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        epsilon: float,
+        *,
+        heads: tuple[int, ...] = (),
+        start: int = 0,
+        payload_dim: int = 0,
+        intercept: bool = False,
+    ) -> None:
         self.dim = check_integer("dim", dim, 1)
         self.epsilon = check_epsilon(epsilon)
+        self.heads = check_heads(heads)
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)
+        self.intercept = bool(intercept)
         self._ids = Ids(check_integer("start", start, 0))
-        self._form, self._judge = Form.empty(self.dim), Form.empty(self.dim).factor()
-        self._kept = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
-        self._since = np.zeros(0, np.int64)  # the positions of the kept rows
-        self._ended: list[Lifetimes] = []
-        self._dropped = 0.0  # the largest bound of a row that is not kept
+        none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
+        self._streams = [Members.none(self.epsilon, self.dim + self.intercept, none)] * math.prod(self.heads)
+        self._masked = np.zeros(len(self._streams), np.int64)  # rows of each head that were padding
         self._pending: list[Rows] = []  # rows short of a block: a stream's blocks do not depend on its updates
         self._waiting = 0
         self._family = backend.NUMPY
@@ -99,30 +76,32 @@ class CausalSketch:
 
     @property
     def count(self) -> int:
-        """The number of rows seen."""
-        return self._form.rows + self._waiting
+        """The number of rows seen, padding included (of each head)."""
+        return self._streams[0].form.rows + self._waiting
 
     @property
     def retained(self) -> int:
-        """The number of rows in the cache."""
-        return len(self._settle()._kept)
+        """The number of rows in the cache, of all heads."""
+        return sum(len(stream.kept) for stream in self._settle()._streams)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the form, the cache, the rows that wait for their block and the lifetimes."""
-        ended = 3 * sum(life.ids.nbytes for life in self._ended)
-        return (
-            self._form.nbytes + ended + self._since.nbytes + sum(rows.nbytes for rows in [self._kept, *self._pending])
-        )
+        """Bytes of the forms, the cache, the rows that wait for their block and the lifetimes."""
+        return sum(stream.nbytes for stream in self._streams) + sum(rows.nbytes for rows in self._pending)
 
     def __repr__(self) -> str:
-        return f"CausalSketch(dim={self.dim}, epsilon={self.epsilon:g}, count={self.count}, retained={self.retained})"
+        heads = f", heads={self.heads}" if self.heads else ""
+        return (
+            f"CausalSketch(dim={self.dim}, epsilon={self.epsilon:g}{heads}, count={self.count}, "
+            f"retained={self.retained})"
+        )
 
     # -- add rows ------------------------------------------------------------------------------------------
 
-    def update(self, keys: Any, indices: Any = None, payload: Any = None) -> CausalSketch:
+    def update(self, keys: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> CausalSketch:
         """Add rows and return the sketch.  Arguments and errors are those of :meth:`lev.Sketch.update`."""
-        rows = self._take(keys, indices, payload)
+        rows, known = self._checked(keys, indices, payload, mask)
+        self.__dict__.update(known)
         start, size = -self._waiting, self._block_rows()
         while len(rows) - start >= size:
             end = start + size
@@ -131,40 +110,48 @@ class CausalSketch:
         self._pend(rows.take(slice(max(start, 0), None)))
         return self
 
-    def admit(self, keys: Any, indices: Any = None, payload: Any = None) -> Any:
-        """Add rows and return for each whether it became a member: bool, (m,), in the family of the keys.
+    def admit(self, keys: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> Any:
+        """Add rows and return for each whether it became a member: bool, (*heads, m), in the family of the keys.
 
         For append-only caches, where a row once skipped is gone and one once kept stays: a row answered False
         cannot receive epsilon over the rows up to itself, nor later.  Arguments and errors are those of
         :meth:`update`.
         """
-        rows = self._take(keys, indices, payload)
+        rows, known = self._checked(keys, indices, payload, mask)
+        self.__dict__.update(known)
         self._flush()
-        return self._family.out(np.concatenate([np.zeros(0, bool), *map(self._absorb, self._blocks(rows))]))
+        none = np.zeros((len(self._streams), 0), bool)
+        entered = np.hstack([none, *(self._absorb(block) for block in self._blocks(rows))])
+        return self._family.out(entered.reshape(*self.heads, len(rows)))
 
-    def attend(self, keys: Any, queries: Any, indices: Any = None, payload: Any = None) -> sparse.csr_array:
+    def attend(self, keys: Any, queries: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> Any:
         """Add rows and return the heavy entries of ``queries``, query i over the rows up to ``keys[i]`` only.
 
-        ``queries`` is (m, dim) like ``keys``.  The result is a float64 ``scipy.sparse.csr_array`` (m, width) of
+        ``queries`` is (*heads, m, dim) like ``keys``, or as :meth:`lev.Sketch.heavy_hitters` has them for grouped
+        queries and an intercept.  The result is a float64 ``scipy.sparse.csr_array`` (m, width) of
         every entry <q,k>^2 / sum_{l <= i} <q,k_l>^2 >= epsilon with its exact value, sorted columns, column = id
-        of the key, width = 1 + the largest id seen.  Arguments and errors are those of :meth:`update`.
-        Cost: (rank + |U| + block) d a query beside the update.
+        of the key, width = 1 + the largest id seen; with heads a list of them, in C order.  Arguments and errors are
+        those of :meth:`update`.  Cost: (rank + |U| + block) d a query beside the update.
         """
-        queries = backend.finite_matrix("queries", queries, self.dim)[0]
-        m = len(backend.matrix("keys", keys, self.dim)[0])
-        if len(queries) != m:
-            raise ValueError(f"queries must have one row for each of the {m} keys; got {len(queries)}")
-        rows, found, first = self._take(keys, indices, payload), [np.zeros((3, 0))], 0
+        asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)
+        rows, known = self._checked(keys, indices, payload, mask)
+        if asked.shape[1] != len(rows):
+            raise ValueError(f"queries must have one row for each of the {len(rows)} keys; got {asked.shape[1]}")
+        self.__dict__.update(known)
         self._flush()
+        found: list[list[np.ndarray]] = [[np.zeros((3, 0))] for _ in asked]
+        first = 0
         for block in self._blocks(rows):
-            form, judge, kept = self._form, self._judge, self._kept
+            before = self._streams
             self._absorb(block)
-            asked = queries[first : first + len(block)]
-            parts = [part.keys for part in (kept, block) if len(part)]
-            query, key, weight = entries(form, self._form, asked, parts, self.epsilon * (1 - min(judge.slack, 1.0)))
-            found.append(np.array([query + first, np.concatenate([kept.ids, block.ids])[key], weight]))
+            for head, part in enumerate(asked[:, first : first + len(block)]):
+                old, new = before[head // groups], self._streams[head // groups]
+                query, key, weight = old.entries(new, block.head(head // groups), part)
+                found[head].append(np.array([query + first, key, weight]))
             first += len(block)
-        return _csr(np.concatenate(found, axis=1), (len(queries), self._ids.following))
+        shape = (len(rows), self._ids.following)
+        hits = [_csr(np.concatenate(parts, axis=1), shape) for parts in found]
+        return hits if self.heads else hits[0]
 
     def merge(self, other: Any) -> NoReturn:
         """Refuse: what a row scores among the rows before it depends on all of them, not on its own part."""
@@ -172,17 +159,24 @@ class CausalSketch:
             "causal sketches do not merge: a part does not know the rows before it; update one sketch in order"
         )
 
-    def _take(self, keys: Any, indices: Any, payload: Any) -> Rows:
-        """Return the rows of an update that nothing can refuse any more."""
+    def _checked(self, keys: Any, indices: Any, payload: Any, mask: Any) -> tuple[Rows, dict[str, Any]]:
+        """Return rows that nothing can refuse any more, and what is known of them."""
         rows, ids, family = incoming(
-            keys, indices, payload, dim=self.dim, payload_dim=self.payload_dim, ids=self._ids, held=self._held_ids
+            keys,
+            indices,
+            payload,
+            dim=self.dim,
+            payload_dim=self.payload_dim,
+            ids=self._ids,
+            held=self._held_ids,
+            heads=self.heads,
         )
+        rows, masked = blanked(rows, mask, self.heads, self.intercept)
         backend.check_finite("keys", rows.keys)
-        self._ids, self._family, self._settled = ids, family, None
-        return rows.head(0)
+        return rows, {"_ids": ids, "_masked": self._masked + masked, "_family": family, "_settled": None}
 
     def _held_ids(self) -> np.ndarray:
-        return np.concatenate([rows.ids for rows in [self._kept, *self._pending]])
+        return np.concatenate([*(stream.kept.ids for stream in self._streams), *(rows.ids for rows in self._pending)])
 
     def _block_rows(self) -> int:
         return max(_SMALLEST_BLOCK, _BLOCK_PER_COLUMN * self.dim)
@@ -197,22 +191,13 @@ class CausalSketch:
             self._waiting += len(rows)
 
     def _absorb(self, rows: Rows) -> np.ndarray:
-        """Add one block row by row and return which of its rows became members."""
-        k, m, place = len(self._kept), len(rows), self._form.rows
-        with backend.single_blas():
-            step = advance(self._form, self._judge, self._kept.keys, rows.keys, self.epsilon)
-        both = concatenate([part for part in (self._kept, rows) if len(part)])
-        since = np.concatenate([self._since, np.arange(place, place + m)])
-        ends = place + step.ends
-        entered, stays = ends > since, step.ends == m
-        gone = np.flatnonzero(entered & ~stays)
-        if gone.size:
-            self._ended.append(Lifetimes(both.ids[gone], since[gone], ends[gone]))
-        self._dropped = float(step.upper[~stays].max(initial=self._dropped))
-        scored = Rows(both.keys, both.ids, both.payload, both.lower, step.upper)
-        self._kept, self._since = scored.take(np.flatnonzero(stays)), since[stays]
-        self._form, self._judge = step.form, step.judge
-        return entered[k:]
+        """Add one block row by row and return which of its rows became members, (heads, m)."""
+        heads = range(len(self._streams))
+        streams, entered = zip(
+            *backend.run(lambda head: self._streams[head].absorb(rows.head(head)), heads), strict=True
+        )
+        self._streams = list(streams)
+        return np.stack(entered)
 
     # -- reads are of the settled state, so that they change nothing ---------------------------------------
 
@@ -233,54 +218,70 @@ class CausalSketch:
         """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._ended, twin._pending = list(self._ended), list(self._pending)
+        twin._pending = list(self._pending)
         return twin
 
-    __copy__ = copy
+    def lifetimes(self) -> Any:
+        """Return when each key that was ever a member entered the cache and when it left: :class:`Lifetimes`.
 
-    def lifetimes(self) -> Lifetimes:
-        """Return when each key that was ever a member entered the cache and when it left."""
-        settled = self._settle()
-        alive = np.full(len(settled._kept), ALIVE)
-        lives = [*settled._ended, Lifetimes(settled._kept.ids, settled._since, alive)]
-        ids, admitted, dropped = (
-            np.concatenate([getattr(life, name) for life in lives]) for name in ("ids", "admitted", "dropped")
-        )
-        order = np.argsort(admitted)
-        return Lifetimes(ids[order], admitted[order], dropped[order])
+        With heads a list of them, in C order.
+        """
+        lives = [stream.lifetimes() for stream in self._settle()._streams]
+        return lives if self.heads else lives[0]
 
-    def universal_set(self, epsilon: float | None = None) -> UniversalSet:
-        """Return the present cache: the universal set of all rows so far.
+    def universal_set(self, epsilon: float | None = None) -> Any:
+        """Return the present cache: the universal set of all rows so far, with heads a list of them in C order.
 
         For ``epsilon``, by default the sketch's own; raises ValueError for a smaller one.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
-        settled = self._settle()
-        lower, _ = settled._judge.bracket(settled._kept.keys)
-        least = epsilon * (1 - 2 * settled._form.limit)
-        return UniversalSet.of(
-            settled._kept,
-            self._family,
-            epsilon=epsilon,
-            count=self.count,
-            exact=bool(np.all(lower[settled._kept.upper >= epsilon] >= least)),
-            omitted=settled._dropped,
-        )
+        counts = self.count - self._masked
+        streams = self._settle()._streams
+        sets = [s.universal_set(self._family, epsilon, int(n)) for s, n in zip(streams, counts, strict=True)]
+        return sets if self.heads else sets[0]
 
-    def heavy_hitters(self, queries: Any, epsilon: float | None = None) -> sparse.csr_array:
+    def stack(self, k: int) -> tuple[Any, Any, Any]:
+        """Return (indices, scores, mask), each (*heads, k), of the present cache, as :meth:`lev.Sketch.stack`."""
+        k = check_integer("k", k, 0)
+        arrays = stacked([stream.kept for stream in self._settle()._streams], k)
+        return tuple(self._family.out(array.reshape(*self.heads, k)) for array in arrays)
+
+    def heavy_hitters(self, queries: Any, epsilon: float | None = None) -> Any:
         """Return every entry >= epsilon of queries that stand at the last row, over all rows so far.
 
         As :meth:`lev.Sketch.heavy_hitters`; :meth:`attend` answers each query of a chunk over its own prefix.
         Raises TypeError and ValueError.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
-        queries = backend.finite_matrix("queries", queries, self.dim)[0]
-        settled = self._settle()
-        stream = Candidates(epsilon, Weighting(), settled._form, (settled._kept,))
-        return heavy.heavy_hitters(stream, queries, epsilon, self._ids.following)
+        asked, groups = asked_for(queries, self.heads, self.dim, self.intercept)
+        streams, width = self._settle()._streams, self._ids.following
+        hits = [streams[head // groups].heavy_hitters(part, epsilon, width) for head, part in enumerate(asked)]
+        return hits if self.heads else hits[0]
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        parts = [stream.parts() for stream in self._settle()._streams]
+        fields = {name: getattr(self, name) for name in _ARGUMENTS}
+        fields |= {"next": self._ids.following, "spans": self._ids.spans, "masked": self._masked.tolist()}
+        return fields | {"streams": [part for part, _ in parts]}, store.numbered(tensors for _, tensors in parts)
+
+    @classmethod
+    def _put_together(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> CausalSketch:
+        arguments = {name: fields[name] for name in _ARGUMENTS}
+        sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])})
+        parts = store.parts_of(tensors, len(sketch._streams))
+        sketch._streams = [
+            empty.of_parts(scalars, part, sketch.payload_dim)
+            for empty, scalars, part in zip(sketch._streams, fields["streams"], parts, strict=True)
+        ]
+        masked = [check_integer("masked", count, 0) for count in fields["masked"]]
+        sketch._masked = np.array(masked, np.int64).reshape(len(parts))
+        sketch._ids = Ids.of(fields["next"], fields["spans"])
+        return sketch
 
 
-def _csr(triples: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+def _csr(triples: np.ndarray, shape: tuple[int, int]) -> Any:
     """Return the CSR array of (row, column, value) triples, columns sorted."""
     from scipy import sparse  # a fifth of a second that `import lev` need not spend
 

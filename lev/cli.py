@@ -211,7 +211,7 @@ def _picture(sketch: lev.Sketch, output: Path) -> str:
 
 def _load(path: Path) -> lev.Sketch:
     try:
-        held = lev.load(path)
+        held = lev.Sketch.from_bytes(path.read_bytes())
     except lev.SketchFileError as error:
         raise ValueError(f"{path}: {error}") from None
     if held.heads:

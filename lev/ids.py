@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lev import backend
+from lev.checks import check_integer
 
 _END = 2**53
 
@@ -19,6 +20,12 @@ class Ids:
 
     following: int
     spans: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, following: Any, spans: Any) -> Ids:
+        """Return what a file says of ids.  Raises TypeError and ValueError."""
+        pairs = tuple((int(first), int(end)) for first, end in spans)
+        return cls(check_integer("next", following, 0), pairs)
 
     def count_on(self, m: int) -> tuple[np.ndarray, Ids]:
         """Return m ids by default, and what is known then.  Raises ValueError."""

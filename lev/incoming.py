@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,23 @@ def incoming(
     return Rows.of(array, numbers, extra), known, family
 
 
-def padding(mask: Any, heads: tuple[int, ...], m: int) -> np.ndarray:
-    """Return a mask (*heads, m), True where a row is padding, as (m, heads).  Raises TypeError and ValueError."""
+def blanked(rows: Rows, mask: Any, heads: tuple[int, ...], intercept: bool) -> tuple[Rows, np.ndarray]:
+    """Return the rows with zeros where ``mask`` (*heads, m) is True, and how many of each head are: padding.
+
+    Zeros never receive weight nor give any, but with an intercept they would count.  Raises TypeError and ValueError.
+    """
+    if mask is None:
+        return rows, np.zeros(math.prod(heads), np.int64)
     found, _ = backend.intake("mask", mask)
     if found.dtype != bool:
         raise TypeError(f"mask must be bool, True where a row is padding; got dtype {found.dtype}")
-    if found.shape != (*heads, m):
-        raise ValueError(f"mask must have shape {(*heads, m)}; got {found.shape}")
-    return found.reshape(math.prod(heads), m).T
+    if found.shape != (*heads, len(rows)):
+        raise ValueError(f"mask must have shape {(*heads, len(rows))}; got {found.shape}")
+    if intercept and found.any():
+        raise ValueError("mask must be False with an intercept, for a row of zeros counts there; leave the rows out")
+    masked = found.reshape(math.prod(heads), len(rows)).T
+    blank = np.where(masked[:, :, None], rows.keys.dtype.type(0), rows.keys)
+    return replace(rows, keys=blank), masked.sum(axis=0)
 
 
 def asked_for(queries: Any, heads: tuple[int, ...], dim: int, affine: bool) -> tuple[np.ndarray, int]:

@@ -51,3 +51,16 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     return Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
+
+
+def stacked(parts: Sequence[Rows], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (ids, upper ends, whether there is one), each (len(parts), k), of the k best rows of each part.
+
+    The best come first, ties by the lower id; what is not there has id -1 and upper end 0.
+    """
+    shape = (len(parts), k)
+    ids, upper, there = np.full(shape, -1, np.int64), np.zeros(shape), np.zeros(shape, bool)
+    for i, rows in enumerate(parts):
+        best = np.lexsort((rows.ids, -rows.upper))[:k]
+        ids[i, : len(best)], upper[i, : len(best)], there[i, : len(best)] = rows.ids[best], rows.upper[best], True
+    return ids, upper, there

@@ -18,21 +18,23 @@ import numpy as np
 
 from lev import backend, bounds, heavy, store
 from lev.candidates import Candidates
+from lev.causal import CausalSketch
 from lev.checks import check_answerable, check_epsilon, check_fraction, check_heads, check_integer, check_power
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
-from lev.incoming import asked_for, incoming, known_ends, padding
+from lev.incoming import asked_for, blanked, incoming, known_ends
 from lev.lewis import lp_universal_set
-from lev.rows import Rows, concatenate
+from lev.rows import Rows, concatenate, stacked
 from lev.second import Replay, tighten
 from lev.universal import UniversalSet
 from lev.weighting import Weighting
+from lev.window import SlidingWindowSketch
 
 _SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**22
 
 
-class Sketch:
+class Sketch(store.Stored):
     """A one-pass, mergeable sketch of a stream of keys that holds its universal set.
 
     Parameters
@@ -66,8 +68,6 @@ class Sketch:
     array([1234])
 
     """
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -197,11 +197,8 @@ class Sketch:
             held=self._held_ids,
             heads=self.heads,
         )
-        if mask is None:
-            return rows, ids, self._masked, family
-        masked = padding(mask, self.heads, len(rows))
-        blank = np.where(masked[:, :, None], rows.keys.dtype.type(0), rows.keys)  # zeros never receive weight
-        return replace(rows, keys=blank), ids, self._masked + masked.sum(axis=0), family
+        rows, masked = blanked(rows, mask, self.heads, self.intercept)
+        return rows, ids, self._masked + masked, family
 
     def _held_ids(self) -> np.ndarray:
         kept = [rows.ids for stream in self._streams for rows in stream.kept]
@@ -307,14 +304,8 @@ class Sketch:
         What a head leaves out is what :meth:`UniversalSet.top` says it is.  Raises TypeError and ValueError.
         """
         k = check_integer("k", k, 0)
-        shape = (len(self._streams), k)
-        indices, scores, mask = np.full(shape, -1, np.int64), np.zeros(shape), np.zeros(shape, bool)
-        for head, stream in enumerate(self._settle()._streams):
-            rows = stream.kept[0]
-            best = np.lexsort((rows.ids, -rows.upper))[:k]
-            indices[head, : len(best)], scores[head, : len(best)] = rows.ids[best], rows.upper[best]
-            mask[head, : len(best)] = True
-        return tuple(self._family.out(array.reshape(*self.heads, k)) for array in (indices, scores, mask))
+        arrays = stacked([stream.kept[0] for stream in self._settle()._streams], k)
+        return tuple(self._family.out(array.reshape(*self.heads, k)) for array in arrays)
 
     def heavy_hitters(
         self, queries: Any, epsilon: float | None = None, *, width: int | None = None, normalizer: Any = None
@@ -402,66 +393,39 @@ class Sketch:
         twin._pending = list(self._pending)
         return twin
 
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: Any) -> Sketch:
-        return self.copy()
-
-    def __reduce__(self) -> tuple:
-        return Sketch.from_bytes, (self.to_bytes(),)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sketch) and (self is other or self.to_bytes() == other.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """Return the canonical state in the format of :mod:`lev.store`."""
+    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         parts = [store.take_apart(stream) for stream in self._settle()._streams]
         streams = [{**fields, "masked": int(self._masked[head])} for head, (fields, _) in enumerate(parts)]
         fields = {name: getattr(self, name) for name in _ARGUMENTS}
         fields |= {"next": self._ids.following, "spans": self._ids.spans, "streams": streams}
-        return store.pack(
-            fields, {f"{i}.{name}": array for i, part in enumerate(parts) for name, array in part[1].items()}
-        )
+        return fields, store.numbered(tensors for _, tensors in parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Sketch:
-        """Return the sketch of :meth:`to_bytes`.  Raises TypeError, and SketchFileError (a ValueError)."""
-        fields, tensors = store.unpack(data)
-        try:
-            return cls._from_parts(fields, tensors)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
-            raise store.SketchFileError(f"the sketch file does not describe a sketch: {error}") from None
-
-    @classmethod
-    def _from_parts(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
+    def _put_together(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
         arguments = {name: fields[name] for name in _ARGUMENTS}
-        sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])}, start=fields["next"])
-        parts: list[dict[str, np.ndarray]] = [{} for _ in sketch._streams]
-        for name, array in tensors.items():
-            head, _, field = name.partition(".")
-            parts[int(head)][field] = array
+        sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])})
+        parts = store.parts_of(tensors, len(sketch._streams))
         sketch._streams = [
             store.put_together(empty, scalars, part, sketch.dim, sketch.payload_dim)
             for empty, scalars, part in zip(sketch._streams, fields["streams"], parts, strict=True)
         ]
         sketch._masked = np.array([check_integer("masked", part["masked"], 0) for part in fields["streams"]], np.int64)
-        sketch._ids = Ids(fields["next"], tuple((int(first), int(end)) for first, end in fields["spans"]))
+        sketch._ids = Ids.of(fields["next"], fields["spans"])
         sketch._settled = twin = sketch.copy()
         twin._settled = twin
         return sketch
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the sketch to ``path``; a reader never sees half of it.  Raises OSError."""
-        store.write(path, self.to_bytes())
 
 
 _ARGUMENTS = ("dim", "epsilon", "p", "heads", "decay", "payload_dim", "intercept")
 
 
-def load(path: str | os.PathLike[str]) -> Sketch:
-    """Return the sketch saved at ``path``.  Raises OSError, and SketchFileError (a ValueError)."""
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return the sketch saved at ``path``, of the class that it was saved from.
+
+    Raises OSError, and SketchFileError (a ValueError).
+    """
     with open(path, "rb") as file:
-        return Sketch.from_bytes(file.read())
+        return store.read(file.read(), [Sketch, CausalSketch, SlidingWindowSketch])
 
 
 def merge(sketches: Iterable[Sketch]) -> Sketch:

@@ -23,19 +23,33 @@ and whose tensors are, for head number h,
 ``h.upper``      (m,) float64
 ``h.payload``    (m, payload_dim), present if payload_dim > 0
 
+Files of other sketches say so: ``kind`` is the name of their class, and
+
+``CausalSketch``
+    has no ``p`` and ``decay``; ``masked`` is a list, one for each head; a stream has the scalars of its form and
+    ``dropped``, its kept rows in the order they came, ``h.since`` (m,) int64, the positions at which they were
+    admitted, and ``h.ended`` (3, e) int64: ids, admissions and ends of the members before
+``SlidingWindowSketch``
+    has ``window``, ``block``, ``count``, ``timed``, ``settled`` (rows after the last full pass), ``latest`` and
+    ``first`` (times of the last row, and of the first of the open block), and ``blocks`` in the place of ``streams``:
+    the scalars of the form of all rows of block h, and ``span``, the times of its first and last row; the rows held
+    have ``h.times`` (m,) float64; the last part, if there is one more, is the open block, which has no form
+
 Files are written beside their place and renamed, so a reader never sees half of one.  No pickle inside:
 reading a hostile file can fail, but not run anything.
 """
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import safetensors.numpy
@@ -84,31 +98,35 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 _FORM_SCALARS = ("rows", "sums", "excuse", "turns", "inherited", "limit")
 _STREAM_SCALARS = ("dropped", "mass", "epoch")
+_FIRST_KIND = "Sketch"  # files of this kind do not name it: they are older than the others
 
 
-def take_apart(stream: Candidates) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the fields and tensors of the pruned state of one stream."""
-    form, (rows,) = stream.form, stream.kept
-    rows = rows.take(np.argsort(rows.ids))
+def take_form(form: Form) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the fields and tensors of a form."""
     fields = {name: getattr(form, name) for name in _FORM_SCALARS}
-    fields |= {name: getattr(stream, name) for name in _STREAM_SCALARS}
     tensors = {"gram": form.gram, "tail": form.tail, "exponents": form.frame.exponents}
     if form.frame.triangle is not None:
         tensors |= {"triangle": form.frame.triangle.matrix, "pivots": form.frame.triangle.pivots}
-    tensors |= {"ids": rows.ids, "keys": rows.keys, "upper": rows.upper}
-    if rows.payload.shape[1]:
-        tensors["payload"] = rows.payload
     return fields, tensors
 
 
-def put_together(
-    empty: Candidates, fields: dict[str, Any], tensors: dict[str, np.ndarray], columns: int, payload_columns: int
-) -> Candidates:
-    """Return the state of one stream from its parts.  Raises ValueError, TypeError and KeyError."""
+def put_form(fields: dict[str, Any], tensors: dict[str, np.ndarray], columns: int) -> Form:
+    """Return the form of ``columns`` from its parts.  Raises ValueError, TypeError and KeyError."""
     triangle = Triangle(tensors["triangle"], tensors["pivots"]) if "triangle" in tensors else None
     scalars = {name: fields[name] for name in _FORM_SCALARS}
     form = Form(Frame(tensors["exponents"], triangle), tensors["gram"], tensors["tail"], **scalars)
-    form.check(empty.form.frame.dim)
+    form.check(columns)
+    return form
+
+
+def take_rows(rows: Rows) -> dict[str, np.ndarray]:
+    """Return the tensors of kept rows, which are in the order of their ids."""
+    tensors = {"ids": rows.ids, "keys": rows.keys, "upper": rows.upper}
+    return tensors | ({"payload": rows.payload} if rows.payload.shape[1] else {})
+
+
+def put_rows(tensors: dict[str, np.ndarray], columns: int, payload_columns: int) -> Rows:
+    """Return kept rows from their tensors.  Raises ValueError and KeyError."""
     keys, ids, upper = (tensors[name] for name in ("keys", "ids", "upper"))
     payload = tensors.get("payload", np.zeros((len(ids), 0)))
     shapes = [keys.shape, payload.shape, upper.shape]
@@ -116,11 +134,104 @@ def put_together(
         raise ValueError(f"kept rows have shapes {shapes} for {ids.shape} ids")
     if not (np.isfinite(keys).all() and np.isfinite(upper).all()):
         raise ValueError("kept rows must be finite")
+    return replace(Rows.of(keys, ids, payload), upper=upper)
+
+
+def take_apart(stream: Candidates) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the fields and tensors of the pruned state of one stream."""
+    (rows,) = stream.kept
+    fields, tensors = take_form(stream.form)
+    fields |= {name: getattr(stream, name) for name in _STREAM_SCALARS}
+    return fields, tensors | take_rows(rows.take(np.argsort(rows.ids)))
+
+
+def put_together(
+    empty: Candidates, fields: dict[str, Any], tensors: dict[str, np.ndarray], columns: int, payload_columns: int
+) -> Candidates:
+    """Return the state of one stream from its parts.  Raises ValueError, TypeError and KeyError."""
+    form = put_form(fields, tensors, empty.form.frame.dim)
+    rows = put_rows(tensors, columns, payload_columns)
     stream = {name: fields[name] for name in _STREAM_SCALARS}
-    if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in stream.values()):
+    check_scalars(stream.values())
+    return replace(empty, form=form, kept=(rows,), **stream).rated(rows.upper)
+
+
+def check_scalars(values: Iterable[Any]) -> None:
+    """Raise ValueError unless all are finite numbers that are not negative."""
+    if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in values):
         raise ValueError("the stream's scalars must be finite and not negative")
-    held = replace(empty, form=form, kept=(Rows.of(keys, ids, payload),), **stream)
-    return held.rated(upper)
+
+
+def numbered(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the tensors of many parts under names that begin with the part's number."""
+    return {f"{i}.{name}": array for i, part in enumerate(parts) for name, array in part.items()}
+
+
+def parts_of(tensors: dict[str, np.ndarray], number: int) -> list[dict[str, np.ndarray]]:
+    """Return the tensors of each part.  Raises ValueError and IndexError for names of no part."""
+    parts: list[dict[str, np.ndarray]] = [{} for _ in range(number)]
+    for name, array in tensors.items():
+        place, _, field = name.partition(".")
+        parts[int(place)][field] = array
+    return parts
+
+
+class Stored(abc.ABC):
+    """What is written, compared and pickled by its canonical bytes."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @abc.abstractmethod
+    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the fields and tensors of the canonical state."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _put_together(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Self:
+        """Return what :meth:`_taken_apart` took apart; it may raise what foreign values raise."""
+
+    @abc.abstractmethod
+    def copy(self) -> Self:
+        """Return an independent twin."""
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical state in the format of :mod:`lev.store`."""
+        fields, tensors = self._taken_apart()
+        name = type(self).__name__
+        return pack(fields if name == _FIRST_KIND else fields | {"kind": name}, tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the sketch of :meth:`to_bytes`.  Raises TypeError, and SketchFileError (a ValueError)."""
+        return read(data, [cls])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sketch to ``path``; a reader never sees half of it.  Raises OSError."""
+        write(path, self.to_bytes())
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.copy()
+
+    def __reduce__(self) -> tuple:
+        return type(self).from_bytes, (self.to_bytes(),)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and (self is other or self.to_bytes() == other.to_bytes())
+
+
+def read(data: bytes, kinds: Iterable[type[Stored]]) -> Any:
+    """Return what was written, of one of ``kinds``.  Raises TypeError and SketchFileError."""
+    fields, tensors = unpack(data)
+    kind, known = fields.get("kind", _FIRST_KIND), {cls.__name__: cls for cls in kinds}
+    if kind not in known:
+        raise SketchFileError(f"the sketch file holds a {kind}; expected a {' or '.join(known)}")
+    try:
+        return known[kind]._put_together(fields, tensors)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
+        raise SketchFileError(f"the sketch file does not describe a sketch: {error}") from None
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:

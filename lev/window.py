@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lev import backend
+from lev import backend, store
 from lev.checks import check_answerable, check_epsilon, check_integer, check_span
 from lev.form import Form
 from lev.ids import Ids
@@ -24,6 +24,7 @@ from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
 _BLOCKS = 16  # of one window, by default
+_ARGUMENTS = ("dim", "epsilon", "window", "block", "payload_dim", "intercept")
 _FIRST, _STEP = 64, 4  # rows of one step: at least, and for each column
 
 
@@ -45,12 +46,12 @@ class _Block:
         return replace(self, rows=self.rows.take(np.flatnonzero(which)), times=self.times[which])
 
 
-class SlidingWindowSketch:
+class SlidingWindowSketch(store.Stored):
     """A sketch of the last rows of a stream.
 
     Parameters
     ----------
-    dim, epsilon, payload_dim : as for :class:`lev.Sketch`
+    dim, epsilon, payload_dim, intercept : as for :class:`lev.Sketch`
     window : the rows in the window or, if updates come with times, its length in their unit: a row is in it
         while the time of the latest row less its own is below ``window``
     block : how much of the window one block spans, by default a sixteenth; a block also ends at dim / epsilon rows
@@ -74,13 +75,21 @@ class SlidingWindowSketch:
     """
 
     def __init__(
-        self, dim: int, epsilon: float, window: float, *, block: float | None = None, payload_dim: int = 0
+        self,
+        dim: int,
+        epsilon: float,
+        window: float,
+        *,
+        block: float | None = None,
+        payload_dim: int = 0,
+        intercept: bool = False,
     ) -> None:
         self.dim = check_integer("dim", dim, 1)
         self.epsilon = check_epsilon(epsilon)
         self.window = check_span("window", window)
         self.block = self.window / _BLOCKS if block is None else check_span("block", block, self.window)
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)
+        self.intercept = bool(intercept)
         self.count = 0
         self._most = math.ceil(self.dim / self.epsilon)
         self._ids, self._family = Ids(0), backend.NUMPY
@@ -89,6 +98,10 @@ class SlidingWindowSketch:
         self._open: list[tuple[Rows, np.ndarray]] = []  # the rows of the block that is not full yet, and their times
         self._first, self._waiting = -math.inf, 0  # the time of the first of them, and their number
         self._settled = 0  # rows left in the blocks by the last full pass over them
+
+    @property
+    def _columns(self) -> int:
+        return self.dim + self.intercept
 
     @property
     def retained(self) -> int:
@@ -185,7 +198,7 @@ class SlidingWindowSketch:
         """End the open block, and drop what the blocks show can matter no more."""
         rows, times = self._opened()
         self._blocks = [block for block in self._blocks if self._alive(block.span[1])]
-        self._blocks.append(_Block(_form(rows.keys), rows, times, (self._first, float(times[-1]))))
+        self._blocks.append(_Block(_form(rows.keys, self._columns), rows, times, (self._first, float(times[-1]))))
         self._open, self._waiting = [], 0
         held = self.retained
         self._prune(len(self._blocks) if held > 2 * (self._settled + self._most) else 2)
@@ -196,7 +209,7 @@ class SlidingWindowSketch:
 
     def _prune(self, depth: int) -> None:
         """Score the rows of the last ``depth`` blocks but the last against the rows after them."""
-        after = Form.empty(self.dim)
+        after = Form.empty(self._columns)
         for place in range(len(self._blocks) - 1, max(len(self._blocks) - depth, 0) - 1, -1):
             block = self._blocks[place]
             if after.rows:
@@ -229,29 +242,80 @@ class SlidingWindowSketch:
 
     def _present(self) -> tuple[Rows, Form, Form, bool]:
         """Return the rows held in the window, forms of some and of at least all of it, and whether any was dropped."""
-        least = Form.empty(self.dim)
+        least = Form.empty(self._columns)
         most, dropped, parts = least, False, []
         for block in reversed([*self._blocks, *self._tail()]):
             inside = block if self._alive(block.span[0]) else block.take(self._alive(block.times))
             if inside is not block and block.whole:
-                inside = replace(inside, form=_form(inside.rows.keys))
+                inside = replace(inside, form=_form(inside.rows.keys, self._columns))
             if self._alive(block.span[0]) or inside.whole:
                 least, most = least.merge(inside.form), most.merge(inside.form)
             elif self._alive(block.span[1]):
-                least, most = least.merge(_form(inside.rows.keys)), most.merge(block.form)
+                least, most = least.merge(_form(inside.rows.keys, self._columns)), most.merge(block.form)
             else:
                 continue
             dropped |= not inside.whole
             parts.append(inside.rows)
-        empty = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
-        return concatenate([part for part in reversed(parts) if len(part)] or [empty]), least, most, dropped
+        none = np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim))
+        return concatenate([part for part in reversed(parts) if len(part)] or [Rows.of(*none)]), least, most, dropped
 
     def _tail(self) -> list[_Block]:
         """Return the open block, if there is one, as it stands."""
         if not self._waiting:
             return []
         rows, times = self._opened()
-        return [_Block(_form(rows.keys), rows, times, (self._first, float(times[-1])))]
+        return [_Block(_form(rows.keys, self._columns), rows, times, (self._first, float(times[-1])))]
+
+    # -- copies and files ----------------------------------------------------------------------------------
+
+    def copy(self) -> SlidingWindowSketch:
+        """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._blocks, twin._open = list(self._blocks), list(self._open)
+        return twin
+
+    def _taken_apart(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        fields: dict[str, Any] = {name: getattr(self, name) for name in (*_ARGUMENTS, "count")}
+        fields |= {"timed": self._timed, "settled": self._settled, "latest": self._now if self.count else 0.0}
+        fields |= {
+            "next": self._ids.following,
+            "spans": self._ids.spans,
+            "first": self._first if self._waiting else 0.0,
+        }
+        parts = []
+        for block in self._blocks:
+            scalars, tensors = store.take_form(block.form)
+            parts.append((scalars | {"span": block.span}, tensors | _held(block.rows, block.times)))
+        fields["blocks"] = [scalars for scalars, _ in parts]
+        held = [tensors for _, tensors in parts] + ([_held(*self._opened())] if self._waiting else [])
+        return fields, store.numbered(held)
+
+    @classmethod
+    def _put_together(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> SlidingWindowSketch:
+        sketch = cls(**{name: fields[name] for name in _ARGUMENTS})
+        parts = store.parts_of(tensors, len(fields["blocks"]) + 1)
+        for scalars, part in zip(fields["blocks"], parts, strict=False):
+            form = store.put_form(scalars, part, sketch._columns)
+            first, last = map(float, scalars["span"])
+            sketch._blocks.append(_Block(form, *sketch._put_held(part), (first, last)))
+        if parts[-1]:
+            sketch._open = [sketch._put_held(parts[-1])]
+            sketch._first, sketch._waiting = float(fields["first"]), len(sketch._open[0][1])
+        sketch.count, sketch._settled = (check_integer(name, fields[name], 0) for name in ("count", "settled"))
+        sketch._timed, sketch._now = bool(fields["timed"]), float(fields["latest"]) if sketch.count else -math.inf
+        sketch._ids = Ids.of(fields["next"], fields["spans"])
+        return sketch
+
+    def _put_held(self, tensors: dict[str, np.ndarray]) -> tuple[Rows, np.ndarray]:
+        rows, times = store.put_rows(tensors, self.dim, self.payload_dim), tensors["times"]
+        if times.shape != (len(rows),) or not np.isfinite(times).all() or np.any(np.diff(times) < 0):
+            raise ValueError(f"times must be finite, of shape ({len(rows)},), and not go back")
+        return rows, times
+
+
+def _held(rows: Rows, times: np.ndarray) -> dict[str, np.ndarray]:
+    return store.take_rows(rows) | {"times": times}
 
 
 def _steps(keys: np.ndarray) -> list[np.ndarray]:
@@ -259,9 +323,9 @@ def _steps(keys: np.ndarray) -> list[np.ndarray]:
     return [keys[first : first + size] for first in range(0, len(keys), size)]
 
 
-def _form(keys: np.ndarray) -> Form:
+def _form(keys: np.ndarray, columns: int) -> Form:
     """Return the form of finite rows."""
-    form, judge = Form.empty(keys.shape[1]), None
+    form, judge = Form.empty(columns), None
     for step in _steps(keys):
         form, judge = form.grown(step, judge)
     return form

@@ -1,6 +1,7 @@
 """The causal sketch: after every row nothing is missed, whatever the keys and the chunks."""
 
 import itertools
+import pickle
 
 import naive
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import EPSILONS, FAMILIES, cuts, streams
 
 import lev
-from lev import bounds, causal, prefix
+from lev import bounds, causal, prefix, store
 from lev.demo import sample
 from lev.form import Form
 from lev.readers import open_rows
@@ -207,6 +208,138 @@ def test_torch_tensors_come_back_as_torch_tensors():
     assert sketch.universal_set().keys.dtype == torch.bfloat16
 
 
+# -- affine queries, heads and files -------------------------------------------------------------------------
+
+
+def with_ones(keys):
+    return np.hstack([keys, np.ones((len(keys), 1))])
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_affine_queries_miss_nothing(data):
+    keys, epsilon = data.draw(streams(MILD, most_rows=20, most_columns=3)), data.draw(EPSILONS)
+    sketch = sketch_of(keys, epsilon, data.draw(cuts(len(keys))), intercept=True)
+    assert_causal(sketch.lifetimes(), with_ones(keys), epsilon, tight=True)
+    queries = np.random.default_rng(2).standard_normal((3, keys.shape[1] + 1))
+    wanted = lev.heavy_entries(queries, with_ones(keys), epsilon).toarray()
+    assert_hits(sketch.heavy_hitters(queries).toarray(), wanted, epsilon, False)
+    found = lev.CausalSketch(keys.shape[1], epsilon, intercept=True).attend(keys, np.ones((len(keys), 1)) * queries[:1])
+    for i in range(len(keys)):
+        wanted = lev.heavy_entries(queries[:1], with_ones(keys[: i + 1]), epsilon).toarray()[0]
+        assert_hits(found[[i]].toarray()[0, : i + 1], wanted, epsilon, False)
+
+
+def many_heads(data, most_rows=24):
+    n, d = data.draw(st.integers(1, most_rows)), data.draw(st.integers(1, 3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    names = data.draw(st.lists(st.sampled_from(list(FAMILIES)), min_size=2, max_size=3))
+    return np.stack([np.resize(FAMILIES[name](rng, n, d), (n, d)) for name in names])
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_each_head_is_a_sketch_of_its_own(data):
+    keys, epsilon = many_heads(data), data.draw(EPSILONS)
+    (heads, n, d), intercept = keys.shape, data.draw(st.booleans())
+    padded = np.zeros((heads, n), bool)
+    if not intercept:
+        padded[0] = np.random.default_rng(n).random(n) < 0.3
+    blank = np.where(padded[:, :, None], 0, keys)
+    arguments = {"intercept": intercept, "payload_dim": 1}
+    together = lev.CausalSketch(d, epsilon, heads=(heads,), **arguments)
+    alone = [lev.CausalSketch(d, epsilon, **arguments) for _ in range(heads)]
+    for first, last in itertools.pairwise(data.draw(cuts(n))):
+        block, rows = slice(first, last), keys[:, first:last]
+        answer = data.draw(st.sampled_from(["update", "admit", "attend"]))
+        more = [rows, blank[:, block]] if answer == "attend" else [rows]
+        found = getattr(together, answer)(*more, payload=rows[:, :, :1], mask=padded[:, block])
+        for head, sketch in enumerate(alone):
+            own = [part[head] for part in ([blank[:, block], blank[:, block]] if len(more) == 2 else [blank[:, block]])]
+            wanted = getattr(sketch, answer)(*own, payload=rows[head, :, :1])
+            if answer == "admit":
+                np.testing.assert_array_equal(found[head], wanted)
+            if answer == "attend":
+                np.testing.assert_array_equal(found[head].toarray(), wanted.toarray())
+    for head, (sketch, found) in enumerate(zip(alone, together.universal_set(), strict=True)):
+        wanted = sketch.universal_set()
+        assert found.count == n - padded[head].sum()
+        for name in ("indices", "keys", "scores", "payload", "omitted", "exact"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+        np.testing.assert_array_equal(together.lifetimes()[head].dropped, sketch.lifetimes().dropped)
+    assert together.retained == sum(sketch.retained for sketch in alone)
+    indices, scores, there = together.stack(3)
+    for head, found in enumerate(together.universal_set()):
+        assert set(indices[head][there[head]]) == set(found.top(3).indices)
+        assert np.all(np.diff(scores[head]) <= 0)
+
+
+def test_grouped_queries_share_the_cache_of_their_key_head():
+    keys, queries = RNG.standard_normal((2, 40, 3)), RNG.standard_normal((4, 40, 3))
+    sketch = lev.CausalSketch(3, 0.2, heads=(2,))
+    found = sketch.attend(keys, queries)
+    for head, hits in enumerate(found):
+        alone = lev.CausalSketch(3, 0.2).attend(keys[head // 2], queries[head])
+        np.testing.assert_array_equal(hits.toarray(), alone.toarray())
+    assert len(sketch.heavy_hitters(queries[:, :2])) == 4
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_saved_sketch_goes_on(data):
+    keys, epsilon = many_heads(data), data.draw(EPSILONS)
+    heads, n, d = keys.shape
+    sketch = lev.CausalSketch(d, epsilon, heads=(heads,), start=7, payload_dim=1)
+    for first, last in itertools.pairwise(data.draw(cuts(n))):
+        sketch.update(keys[:, first:last], payload=keys[:, first:last, :1])
+        read = lev.CausalSketch.from_bytes(sketch.to_bytes())
+        assert read == sketch == pickle.loads(pickle.dumps(sketch))
+        for one, other in zip(read.lifetimes(), sketch.lifetimes(), strict=True):
+            for name in ("ids", "admitted", "dropped"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        sketch = read
+    for lives, rows in zip(sketch.lifetimes(), keys, strict=True):
+        np.testing.assert_array_equal(lives.ids, lives.admitted + 7)
+        assert_causal(causal.Lifetimes(lives.ids - 7, lives.admitted, lives.dropped), rows, epsilon)
+
+
+def test_files(tmp_path):
+    sketch = lev.CausalSketch(3, 0.1).update(KEYS)
+    sketch.save(tmp_path / "a.lev")
+    assert lev.load(tmp_path / "a.lev") == sketch
+    assert sketch != lev.CausalSketch(3, 0.1)
+    with pytest.raises(lev.SketchFileError, match="holds a CausalSketch; expected a Sketch"):
+        lev.Sketch.from_bytes(sketch.to_bytes())
+    with pytest.raises(lev.SketchFileError, match="holds a Sketch; expected a CausalSketch"):
+        lev.CausalSketch.from_bytes(lev.Sketch(3, 0.1).to_bytes())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields, tensors: fields.update(dim=4),
+        lambda fields, tensors: fields.update(masked=[-1]),
+        lambda fields, tensors: fields.update(masked=[]),
+        lambda fields, tensors: fields.update(next=-1),
+        lambda fields, tensors: fields["streams"][0].update(dropped=-1.0),
+        lambda fields, tensors: fields["streams"][0].pop("rows"),
+        lambda fields, tensors: tensors.update({"0.since": tensors["0.since"][1:]}),
+        lambda fields, tensors: tensors.update({"0.since": tensors["0.since"] / 2}),
+        lambda fields, tensors: tensors.update({"0.ended": tensors["0.ended"][:2]}),
+        lambda fields, tensors: tensors.update({"0.gram": -tensors["0.gram"]}),
+        lambda fields, tensors: tensors.update({"0.keys": tensors["0.keys"] * np.nan}),
+        lambda fields, tensors: tensors.update({"9.keys": tensors["0.keys"]}),
+        lambda fields, tensors: tensors.pop("0.ended"),
+    ],
+)
+def test_a_hostile_file_is_refused(change):
+    fields, tensors = store.unpack(lev.CausalSketch(3, 0.1).update(KEYS).to_bytes())
+    change(fields, tensors)
+    with pytest.raises(lev.SketchFileError):
+        lev.CausalSketch.from_bytes(store.pack(fields, tensors))
+
+
+RNG = np.random.default_rng(11)
 KEYS = np.random.default_rng(0).standard_normal((30, 3))
 NAN = np.where(np.arange(90).reshape(30, 3) == 44, np.nan, KEYS)
 
@@ -222,6 +355,9 @@ NAN = np.where(np.arange(90).reshape(30, 3) == 44, np.nan, KEYS)
         (lambda s: s.attend(KEYS, NAN), ValueError, "queries must be finite; row 14 holds"),
         (lambda s: s.attend(KEYS, KEYS[:2]), ValueError, "queries must have one row for each of the 30 keys; got 2"),
         (lambda s: s.attend(KEYS[:1], "q"), TypeError, "queries must be real numbers"),
+        (lambda s: s.update(KEYS[None]), ValueError, r"keys must have shape \(m, 3\); got \(1, 30, 3\)"),
+        (lambda s: s.update(KEYS, mask=KEYS), TypeError, "mask must be bool"),
+        (lambda s: s.stack(-1), ValueError, "k must be >= 0"),
         (lambda s: s.merge(s.copy()), ValueError, "causal sketches do not merge"),
         (lambda s: s.universal_set(0.05), ValueError, "epsilon must be at least the sketch's 0.1"),
         (lambda s: s.heavy_hitters(KEYS[:, :1]), ValueError, r"queries must have shape \(m, 3\)"),
@@ -229,9 +365,10 @@ NAN = np.where(np.arange(90).reshape(30, 3) == 44, np.nan, KEYS)
 )
 def test_bad_input_is_refused_and_changes_nothing(call, error, message):
     sketch = lev.CausalSketch(3, 0.1).update(KEYS)
+    before = sketch.to_bytes()
     with pytest.raises(error, match=message):
         call(sketch)
-    assert sketch.count == 30
+    assert sketch.to_bytes() == before
     twin = lev.CausalSketch(3, 0.1).update(KEYS).update(KEYS)
     np.testing.assert_array_equal(sketch.update(KEYS).lifetimes().dropped, twin.lifetimes().dropped)
 
@@ -245,6 +382,8 @@ def test_bad_input_is_refused_and_changes_nothing(call, error, message):
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(ValueError, match="heads must be >= 1"):
+        lev.CausalSketch(3, 0.1, heads=(0,))
     with pytest.raises(error, match=message):
         lev.CausalSketch(*arguments)
 

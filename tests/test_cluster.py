@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,23 +135,24 @@ def test_nothing_is_missed_by_either_protocol(data, rounds):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_peer_that_is_gone_is_an_error_not_a_wait(tmp_path, rounds):
-    started = time.monotonic()
     found = ranks_run(
         tmp_path,
         f"""
         if rank == 1:
             os._exit(0)
+        import time
+        started = time.monotonic()
         try:
             cluster.all_merge(sketch, timeout=5, rounds={rounds})
         except RuntimeError as error:
-            print(json.dumps("raised " + str(error)[:200]))
+            print(json.dumps(["raised", time.monotonic() - started]))
             sys.stdout.flush()
         os._exit(0)
         """,
     )
-    assert time.monotonic() - started < 90
-    assert found[0].startswith("raised")
-    assert found[2].startswith("raised")
+    for said, seconds in (found[0], found[2]):
+        assert said == "raised"
+        assert seconds < 15, "three times the timeout, for a busy machine"
 
 
 def test_a_peer_that_dies_between_two_exchanges_is_an_error(tmp_path):

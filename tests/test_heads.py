@@ -157,6 +157,17 @@ def test_padding_is_not_a_row():
     np.testing.assert_array_equal(found[1].indices, lev.universal_set(keys[1, :400], 0.1).indices)
 
 
+def test_padding_with_an_intercept_is_refused():
+    """A row of zeros weighs nothing in <q,k>, but b^2 in <q,k> + b: taken for padding it would hide other keys."""
+    sketch, mask = lev.Sketch(6, 0.1, heads=(2,), intercept=True), np.zeros((2, 500), bool)
+    sketch.update(plain(2), mask=mask)
+    mask[1, 400:] = True
+    before = sketch.to_bytes()
+    with pytest.raises(ValueError, match="mask must be False with an intercept"):
+        sketch.update(plain(2), mask=mask)
+    assert sketch.to_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -25,6 +25,7 @@ LAYERS = [
     {"candidates", "incoming"},
     {"heads", "heavy", "store"},
     {"scores", "second", "refine", "prefix"},
+    {"lifetimes"},
     {"lewis", "causal", "window"},
     {"growth", "ball"},
     {"functions", "coreset"},

@@ -127,6 +127,23 @@ def test_warm_start_uses_all_keys_while_training():
     assert ours.steps == 3
 
 
+@pytest.mark.parametrize("f", ["softmax", 2])
+def test_keys_are_scored_anew_as_often_as_asked_in_training_and_always_in_evaluation(f):
+    _, ours = pair(top_k=3, f=f, recompute=3)
+    _, fresh = pair(top_k=3, f=f)
+    batches = [torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    same = [torch.allclose(ours(x, x, x)[0], fresh(x, x, x)[0]) for x in batches]
+    assert same == [True, False, False, True, False]
+    other = torch.randn(2, 29, 16, generator=torch.Generator().manual_seed(9))
+    torch.testing.assert_close(ours(other, other, other)[0], fresh(other, other, other)[0])
+    ours.eval()
+    for x in batches:
+        torch.testing.assert_close(ours(x, x, x)[0], fresh(x, x, x)[0])
+    x = batches[0].requires_grad_()
+    ours.train()(x, x, x)[0].sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("f", ["softmax", 2, 4])
 def test_it_trains(f):
     torch.manual_seed(0)
@@ -150,12 +167,18 @@ def test_bad_arguments_are_named():
         lt.LevAttention(16, 4)
     with pytest.raises(ValueError, match="warm_start must be >= 0"):
         lt.LevAttention(16, 4, top_k=3, warm_start=-1)
+    with pytest.raises(ValueError, match="recompute must be >= 1; got 0"):
+        lt.LevAttention(16, 4, top_k=3, recompute=0)
+    with pytest.raises(ValueError, match="recompute must be 1 with epsilon"):
+        lt.LevAttention(16, 4, epsilon=0.1, recompute=2)
     layer = lt.LevAttention(16, 4, top_k=3)
     with pytest.raises(ValueError, match="need_weights must be False"):
         layer(inputs(), inputs(), inputs(), need_weights=True)
     with pytest.raises(ValueError, match=r"query must have shape \(batch, length, embed_dim\); got \(30, 16\)"):
         layer(inputs()[0], inputs()[0], inputs()[0])
-    assert repr(layer).startswith("LevAttention(\n  top_k=3, f='softmax', selector='leverage', warm_start=0")
+    assert repr(layer).startswith(
+        "LevAttention(\n  top_k=3, f='softmax', selector='leverage', warm_start=0, recompute=1"
+    )
 
 
 def test_without_torch_the_extra_is_named():

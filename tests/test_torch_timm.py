@@ -1,12 +1,15 @@
 """timm's vision transformers over the universal keys, with their own weights."""
 
+import warnings
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
-try:  # its torchvision may be built for another torch, and then fails in its own ways
-    timm = pytest.importorskip("timm", reason="needs the timm extra")
-except RuntimeError as error:
-    pytest.skip(f"timm does not import here: {error}", allow_module_level=True)
+try:  # it needs torchvision, which may be absent, or built for another torch and fail in its own ways
+    with warnings.catch_warnings(action="ignore"):
+        import timm
+except (ImportError, RuntimeError) as error:
+    pytest.skip(f"timm does not import here, see the timm extra: {error}", allow_module_level=True)
 
 from lev.torch import Keep, Norm, universal_keys  # noqa: E402
 from lev.torch.timm import attention_layer  # noqa: E402

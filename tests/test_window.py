@@ -1,6 +1,7 @@
 """The sliding window: after every update nothing in the window is missed, and nothing that left it is there."""
 
 import itertools
+import pickle
 
 import naive
 import numpy as np
@@ -10,11 +11,9 @@ from hypothesis import strategies as st
 from strategies import EPSILONS, FAMILIES, cuts, streams
 
 import lev
-from lev import bounds, window
+from lev import bounds, store, window
 from lev.demo import sample
 from lev.readers import open_rows
-
-"""Forms of nearly dependent rows may lose a direction beyond the resolution when several are merged."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +23,12 @@ def small_steps(monkeypatch):
 
 
 def assert_window(found, keys, inside, epsilon):
-    """Hold the set to the exact scores of the rows ``inside`` the window."""
+    """Hold the set to the exact scores of the rows ``inside`` the window; an affine key ends in a 1."""
     rows = keys[inside]
     scores, queries = naive.leverage(rows)
     members = dict(zip(found.indices.tolist(), found.scores.tolist(), strict=True))
     assert set(members) <= set(inside.tolist())
-    np.testing.assert_array_equal(found.keys, keys[found.indices])
+    np.testing.assert_array_equal(found.keys, keys[found.indices, : found.keys.shape[1]])
     for j, score, query in zip(inside.tolist(), scores, queries, strict=True):
         blur = naive.blur(rows, query, bounds.resolution(keys.shape[1]))
         seen = score if blur < 1e-9 else max(0.0, float(score) ** 0.5 - blur) ** 2
@@ -113,6 +112,69 @@ def test_what_is_held_and_returned_stays_small():
     assert max(sizes) > 50
     assert len(sketch._blocks) <= 17
     assert sketch.nbytes < 2 * (17 * 16**2 * 8 + 4 * (16 / epsilon) * 16 * 8)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_affine_queries_miss_nothing(data):
+    mild = ["gaussian", "integers", "low_rank", "repeated", "sparse"]
+    keys, epsilon = data.draw(streams(mild, most_rows=30, most_columns=3)), data.draw(EPSILONS)
+    width = data.draw(st.integers(1, 20))
+    sketch = lev.SlidingWindowSketch(keys.shape[1], epsilon, width, intercept=True)
+    for first, last in itertools.pairwise(data.draw(cuts(len(keys)))):
+        found = sketch.update(keys[first:last]).universal_set()
+        affine = np.hstack([keys, np.ones((len(keys), 1))])
+        assert_window(found, affine, np.arange(max(0, last - width), last), epsilon)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_saved_window_goes_on_as_if_it_had_not_been_saved(data):
+    keys, epsilon = data.draw(streams(most_rows=40, most_columns=3)), data.draw(EPSILONS)
+    width, timed = data.draw(st.integers(1, 20)), data.draw(st.booleans())
+    sketch = lev.SlidingWindowSketch(keys.shape[1], epsilon, width, payload_dim=1)
+    kept = sketch.copy()
+    for first, last in itertools.pairwise(data.draw(cuts(len(keys)))):
+        rows, times = keys[first:last], np.arange(first, last) - 3.0 if timed else None
+        for one in (sketch, kept):
+            one.update(rows, payload=rows[:, :1], times=times)
+        sketch = lev.SlidingWindowSketch.from_bytes(sketch.to_bytes())
+        assert sketch == kept == pickle.loads(pickle.dumps(kept))
+        assert (sketch.count, sketch.retained) == (kept.count, kept.retained)
+        found, wanted = sketch.universal_set(), kept.universal_set()
+        for name in ("indices", "keys", "scores", "payload", "omitted", "exact"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_files(tmp_path):
+    sketch = lev.SlidingWindowSketch(3, 0.1, 5).update(KEYS)
+    sketch.save(tmp_path / "a.lev")
+    assert lev.load(tmp_path / "a.lev") == sketch
+    with pytest.raises(lev.SketchFileError, match="holds a SlidingWindowSketch; expected a Sketch"):
+        lev.Sketch.from_bytes(sketch.to_bytes())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields, tensors: fields.update(dim=4),
+        lambda fields, tensors: fields.update(window=-1),
+        lambda fields, tensors: fields.update(count=-1),
+        lambda fields, tensors: fields.update(latest="x"),
+        lambda fields, tensors: fields["blocks"].pop(),
+        lambda fields, tensors: fields["blocks"][0].update(span=[1]),
+        lambda fields, tensors: tensors.update({"0.times": tensors["0.times"][::-1]}),
+        lambda fields, tensors: tensors.update({"0.times": tensors["0.times"] * np.nan}),
+        lambda fields, tensors: tensors.update({"0.gram": -tensors["0.gram"]}),
+        lambda fields, tensors: tensors.update({"0.ids": tensors["0.ids"].astype(np.int32)}),
+        lambda fields, tensors: tensors.pop("0.keys"),
+    ],
+)
+def test_a_hostile_file_is_refused(change):
+    fields, tensors = store.unpack(lev.SlidingWindowSketch(3, 0.1, 9, block=3).update(KEYS).to_bytes())
+    change(fields, tensors)
+    with pytest.raises(lev.SketchFileError):
+        lev.SlidingWindowSketch.from_bytes(store.pack(fields, tensors))
 
 
 def test_ids_payload_and_family_travel():

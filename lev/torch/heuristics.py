@@ -161,6 +161,27 @@ class Keep:
         return inner.masked_fill(ends & real, math.inf)
 
 
+class Held(Heuristic):
+    """The scores of another selector, computed once for ``calls`` calls with keys of one shape.
+
+    Between, the last scores stand for keys that they were not computed from: a heuristic, whatever is within.
+    """
+
+    def __init__(self, selector: Selector, calls: int) -> None:
+        self.selector, self.calls = selector, calls
+        self._left, self._scores = 0, torch.zeros(0)
+
+    def __repr__(self) -> str:
+        return f"Held({self.selector!r}, {self.calls})"
+
+    def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the scores of the selector within, of these keys or of earlier ones."""
+        if self._left == 0 or (self._scores.shape, self._scores.device) != (key.shape[:-1], key.device):
+            self._scores, self._left = self.selector.scores(key, query=query, mask=mask), self.calls
+        self._left -= 1
+        return self._scores
+
+
 def _nearest(rows: Tensor, centres: Tensor, unused: Tensor) -> Any:
     """Return the distances and indices of the nearest centres that are in use."""
     distances = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist")

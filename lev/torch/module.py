@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lev.checks import check_integer
+from lev.checks import check_integer, check_power
 from lev.torch.attention import lev_attention
-from lev.torch.select import check_size
+from lev.torch.heuristics import Held
+from lev.torch.select import check_size, resolve
 from lev.torch.selectors import Selector
 
 
@@ -24,8 +25,11 @@ class LevAttention(nn.MultiheadAttention):
     warm_start : this many forward passes in training use all keys, with weights f; ``steps`` counts them and is not
         part of the ``state_dict``, whose names stay those of ``nn.MultiheadAttention``.  Evaluation always selects
 
-    The keys are chosen anew in every forward pass.  A set belongs to the keys it was chosen from, and the next batch
-    has others, so there is no option to use it for several steps.  No gradient goes through the choice.
+    recompute : in training with ``top_k`` the keys are scored anew only in every so many forward passes; between, the
+        places of the last choice are used, which is cheaper and a heuristic, for the next batch has other keys.
+        Evaluation always scores the keys it sees
+
+    No gradient goes through the choice.
 
     Guarantee: with ``top_k`` at least the number of keys the output is that of ``nn.MultiheadAttention``, up to
     rounding; otherwise as for :func:`lev.torch.lev_attention`.  Raises TypeError and ValueError for bad arguments.
@@ -50,6 +54,7 @@ class LevAttention(nn.MultiheadAttention):
         f: str | float = "softmax",
         selector: str | Selector = "leverage",
         warm_start: int = 0,
+        recompute: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -58,11 +63,19 @@ class LevAttention(nn.MultiheadAttention):
         self.epsilon, self.top_k = check_size(epsilon, top_k), top_k
         self.f, self.selector = f, selector
         self.warm_start, self.steps = check_integer("warm_start", warm_start, 0), 0
+        self.recompute = check_integer("recompute", recompute, 1)
+        if self.recompute > 1 and epsilon is not None:
+            raise ValueError(
+                f"recompute must be 1 with epsilon, for scores of other keys prove nothing; got {recompute}"
+            )
+        power = 2.0 if isinstance(f, str) else check_power(f)
+        self._held = Held(resolve(selector, power), self.recompute)
 
     def extra_repr(self) -> str:
         """Return what was asked for, for ``print``."""
         size = f"top_k={self.top_k}" if self.epsilon is None else f"epsilon={self.epsilon:g}"
-        return f"{size}, f={self.f!r}, selector={self.selector!r}, warm_start={self.warm_start}"
+        often = f"warm_start={self.warm_start}, recompute={self.recompute}"
+        return f"{size}, f={self.f!r}, selector={self.selector!r}, {often}"
 
     def forward(  # type: ignore[override,unused-ignore]
         self,
@@ -91,11 +104,12 @@ class LevAttention(nn.MultiheadAttention):
         if self.training and self.steps < self.warm_start:
             size = {"top_k": max(key.shape[1], 1)}
         self.steps += self.training
+        held = self.training and self.recompute > 1
         out = lev_attention(
             *heads,
             **size,
             f=self.f,
-            selector=self.selector,
+            selector=self._held if held else self.selector,
             attn_mask=self._mask(None if is_causal else attn_mask, key_padding_mask, query),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,

@@ -4,6 +4,7 @@ They stand for files of earlier versions, so they are written again only when th
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ def keys() -> np.ndarray:
     return rows
 
 
-def sketches() -> dict[str, lev.Sketch]:
-    """Return the sketches by name: a plain one, one of low rank with a triangle, and one with all that travels."""
+def sketches() -> dict[str, Any]:
+    """Return the sketches by name: a plain one, one of low rank with a triangle, one with all that travels."""
     rows = keys()
     low = np.hstack([rows[:, :2], rows[:, :2] @ [[1.0, 2.0], [3.0, 4.0]]])
     more = lev.Sketch(5, 0.05, start=1000, payload_dim=2, intercept=True)
@@ -29,6 +30,8 @@ def sketches() -> dict[str, lev.Sketch]:
         "plain": lev.Sketch(5, 0.05).update(rows.astype(np.float32)),
         "low_rank": lev.Sketch(4, 0.05).update(low),
         "intercept_payload": more.update(rows, payload=rows[:, :2]),
+        "causal": lev.CausalSketch(5, 0.05).update(rows),
+        "window": lev.SlidingWindowSketch(5, 0.05, 150).update(rows),
     }
 
 
