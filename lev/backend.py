@@ -65,7 +65,7 @@ def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         if array.device.type != "cpu":
-            raise TypeError(f"{name} is on device {array.device}; this build has kernels for the CPU only")
+            raise TypeError(f"{name} is on device {array.device}; only lev.device.DeviceSketch takes arrays on a GPU")
         wide = array.dtype == torch.bfloat16
         return array.detach().to(torch.float32 if wide else array.dtype).numpy(), Family(
             "torch", torch.bfloat16 if wide else None

@@ -117,6 +117,37 @@ def resolution(dim: int) -> float:
     return 2 * dim * null_level(dim)
 
 
+SCREENED = 2.0**-45, 2.0**60
+"""Between these are the scales of columns and the limits of screened rows, so that no float32 square that matters
+underflows or overflows.  Theory: 14, rounding on a device."""
+
+FAST_MARGIN = 2.0**-4
+"""The largest relative margin of scores from a Gram matrix that was summed on tensor cores."""
+
+
+def underflow(rows: int, tensor: bool) -> float:
+    """Return what products that underflow may take from an entry of a Gram matrix.  Theory: 14."""
+    return rows * (2.0**-126 if tensor else 2.0**-1022)
+
+
+def batch_gram_error(rows: int, tensor: bool) -> float:
+    """Return c with |computed - exact| <= c |K|^T |K| for Gram matrices of batches of heads.
+
+    With ``tensor`` 32 products at a time are summed on tensor cores, in float32.  Theory: 14, rounding on a device.
+    """
+    return (36 * 2 * UNIT_SINGLE if tensor else 0.0) + dot_error(rows // 16 + 2176)
+
+
+def screen_error(dim: int, kind: str) -> float:
+    """Return c: a screened root |X k| is off by at most c ||X||_F |k|.  Theory: 14, rounding on a device."""
+    return dot_error(5 * dim + 64, UNIT if kind == "float64" else UNIT_SINGLE)
+
+
+def screen_blur(dim: int) -> float:
+    """Return the relative rounding of the side that is compared with a limit.  Theory: 14, rounding on a device."""
+    return dot_error(2 * dim + 64, UNIT_SINGLE)
+
+
 def coreset_rate(delta: float, failure: float) -> float:
     """Return c: with probabilities min(1, c sigma_j) a fixed query's sum is within 1 +- delta, but for ``failure``.
 

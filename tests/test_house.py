@@ -15,7 +15,9 @@ import lev
 ROOT = Path(lev.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 LAYERS = [
-    {"bounds", "checks", "rows", "readers", "cpu", "gpu"},
+    {"bounds", "checks", "rows", "readers", "cpu"},
+    {"gpu", "whitening"},
+    {"place"},
     {"backend"},
     {"ids"},
     {"frame"},
@@ -23,14 +25,14 @@ LAYERS = [
     {"form"},
     {"weighting", "eliminate", "universal"},
     {"candidates", "incoming"},
-    {"heads", "heavy", "store"},
+    {"heads", "heavy", "store", "batch"},
     {"scores", "second", "refine", "prefix"},
     {"lifetimes"},
     {"lewis", "causal", "window"},
     {"growth", "ball"},
     {"functions", "coreset"},
     {"sketch"},
-    {"lift", "parallel"},
+    {"lift", "parallel", "device"},
     {"passes"},
     {"__init__"},
     {"plot", "torch", "cluster"},

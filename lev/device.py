@@ -1,0 +1,240 @@
+"""The sketch of many heads whose state stays on the device that holds the keys.
+
+A head that is not proved there, for it is ill-conditioned or not of full rank, goes on at the CPU as one stream of
+:class:`lev.Sketch`, which can do everything.  Theory: 13, 14.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lev import backend
+from lev.batch import Batch
+from lev.candidates import Candidates
+from lev.checks import check_answerable, check_epsilon, check_heads, check_integer
+from lev.form import Form
+from lev.ids import Ids
+from lev.place import Place, arrive, host
+from lev.rows import Rows
+from lev.sketch import Sketch
+from lev.universal import UniversalSet
+from lev.weighting import Weighting
+
+_BLOCK = 2048  # rows that a block has at least, so that it is of full rank and worth its factorisation
+_WIDEST = 256
+
+
+class DeviceSketch:
+    """A :class:`lev.Sketch` for p = 2 of many heads, on the device of the keys that come.
+
+    Parameters
+    ----------
+    dim : number of columns of a key, at most 256
+    epsilon : the threshold in (0, 1]
+    heads : a shape, such as (batch, heads), of independent streams that are fed together
+    start : the id of the first row
+    fast : sum products of 16-bit keys on tensor cores, in float32: scores are then known to within
+        ``bounds.FAST_MARGIN`` only, so the set may be larger
+
+    Keys are torch CUDA tensors, CuPy arrays, or arrays on the CPU (by the NumPy twins of the kernels).
+    Guarantee: as for :class:`lev.Sketch`; ``exact`` is True only where every member is proved to reach epsilon.  How
+    a stream is split into updates may change bits of the scores, never the guarantee.
+    Cost: a block is read twice; memory O(d^2) and the kept rows for each head.
+    Raises TypeError and ValueError for bad arguments.
+
+    >>> import numpy as np
+    >>> from lev.device import DeviceSketch
+    >>> keys = np.random.default_rng(0).standard_normal((2, 10_000, 4)).astype(np.float32)
+    >>> keys[:, 1234] *= 100
+    >>> [u.indices.tolist() for u in DeviceSketch(4, 0.1, heads=(2,)).update(keys).universal_set()]
+    [[1234], [1234]]
+
+    """
+
+    def __init__(
+        self, dim: int, epsilon: float, *, heads: tuple[int, ...] = (), start: int = 0, fast: bool = False
+    ) -> None:
+        self.dim = check_integer("dim", dim, 1)
+        if self.dim > _WIDEST:
+            raise ValueError(f"dim must be at most {_WIDEST} on a device; got {dim}")
+        self.epsilon = check_epsilon(epsilon)
+        self.heads = check_heads(heads)
+        self.fast = bool(fast)
+        self.syncs = 0
+        """How often an update waited for the device."""
+        self._ids = Ids(check_integer("start", start, 0))
+        self._state: Batch | None = None
+        self._fallen: dict[int, Candidates] = {}
+        self._pending: list[Any] = []
+        self._waiting = 0
+        self._place = Place()
+        self._kind = ""
+
+    # -- what it holds -------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """The number of rows seen (of each head)."""
+        return self._waiting + (self._state.rows if self._state else 0)
+
+    @property
+    def fallen(self) -> int:
+        """The number of heads that went on at the CPU."""
+        return len(self._fallen)
+
+    @property
+    def _many(self) -> int:
+        return math.prod(self.heads)
+
+    def __repr__(self) -> str:
+        return (
+            f"DeviceSketch(dim={self.dim}, epsilon={self.epsilon:g}, heads={self.heads}, count={self.count}, "
+            f"device={self._place.device}, fallen={self.fallen})"
+        )
+
+    # -- add rows ------------------------------------------------------------------------------------------
+
+    def update(self, keys: Any) -> DeviceSketch:
+        """Add rows, (*heads, m, dim), and return the sketch; the device and kind of keys stay what they were first.
+
+        Rows wait for a block; one answer of the device is awaited for a block, and one for rows that wait.
+        Raises TypeError, ValueError (for NaN and infinity with the first bad row), RuntimeError where CuPy is missing
+        or the card too old, and MemoryError; then nothing has changed.
+        """
+        array, kind, place = arrive("keys", keys)
+        shape = array.shape
+        if len(shape) != len(self.heads) + 2 or shape[:-2] != self.heads or shape[-1] != self.dim:
+            wanted = ", ".join(map(str, (*self.heads, "m", self.dim)))
+            raise ValueError(f"keys must have shape ({wanted}); got {shape}")
+        if self.count and (kind, place.device) != (self._kind, self._place.device):
+            was = f"{self._kind} on device {self._place.device}"
+            raise TypeError(f"keys must be {was}, as before; got {kind} on device {place.device}")
+        draft = self._copy()
+        draft._ids, draft._place, draft._kind = self._ids.count_on(shape[-2])[1], place, kind
+        if shape[-2]:
+            with place.current():
+                block = place.arrays.ascontiguousarray(array.reshape(self._many, *shape[-2:]))
+                draft._add(block)
+        self.__dict__.update(draft.__dict__)
+        return self
+
+    def _copy(self) -> DeviceSketch:
+        twin = object.__new__(DeviceSketch)
+        twin.__dict__.update(self.__dict__)
+        twin._pending, twin._fallen = list(self._pending), dict(self._fallen)
+        return twin
+
+    def _add(self, block: Any) -> None:
+        m = block.shape[1]
+        if self._waiting + m >= _BLOCK:
+            self._absorb(self._place.arrays.concatenate([*self._pending, block], axis=1) if self._pending else block)
+            self._pending, self._waiting = [], 0
+            return
+        self.syncs += 1
+        self._refuse_bad(block, 0)
+        self._pending.append(block.copy())
+        self._waiting += m
+
+    def _refuse_bad(self, block: Any, before: int) -> None:
+        """Raise ValueError for the first row that is not finite; ``before`` rows of the block came earlier."""
+        finite = host(self._place.arrays.isfinite(self._place.kernels.wide(block, self._kind)).all(axis=(0, 2)))
+        if not finite.all():
+            raise ValueError(f"keys must be finite; row {int(finite.argmin()) - before} holds NaN or infinity")
+
+    def _absorb(self, block: Any) -> None:
+        """Add one block on the device, and again at the CPU for heads that are not proved there."""
+        old, m = self._state or Batch.empty(self._place, self._kind, self.fast, block), block.shape[1]
+        first = self._ids.following - m
+        for tensor in [True, False] if self.fast else [False]:
+            new, proved, finite = old.absorb(block, first, self.epsilon, tensor)
+            self.syncs += 1
+            if not finite:
+                self._refuse_bad(block, self._waiting)
+            unproved = [head for head in np.flatnonzero(~proved).tolist() if head not in self._fallen]
+            if not unproved:
+                break
+        for head in unproved:
+            self._fallen[head] = self._stream(head)
+        for head, stream in self._fallen.items():
+            keys = new.numpy(block[head])
+            self._fallen[head] = stream.absorb(Rows.of(keys, np.arange(first, first + m), np.zeros((m, 0))))
+        self._state = new
+
+    # -- reads are of a settled twin, so that they change nothing ------------------------------------------
+
+    def _settled(self) -> DeviceSketch:
+        """Return a twin of which no row waits."""
+        twin = self._copy()
+        if twin._waiting:
+            with twin._place.current():
+                block = twin._place.arrays.concatenate(twin._pending, axis=1)
+                twin._pending, twin._waiting = [], 0
+                twin._absorb(block)
+        return twin
+
+    def universal_set(self, epsilon: float | None = None) -> Any:
+        """Return the universal set, with heads a list of them, on the device of the keys.
+
+        A smaller epsilon than the sketch's is refused.  Raises ValueError.
+        """
+        epsilon = check_answerable(epsilon, self.epsilon)
+        twin = self._settled()
+        with twin._place.current():
+            sets = twin._sets(epsilon)
+        return sets if self.heads else sets[0]
+
+    def _sets(self, epsilon: float) -> list[UniversalSet]:
+        if self._state is None:
+            return [self._set_of(self._stream(head), epsilon) for head in range(self._many)]
+        sets, out = [], self._place.out
+        for head, (ids, keys, upper, exact, omitted) in enumerate(self._state.members(epsilon)):
+            if head in self._fallen:
+                sets.append(self._set_of(self._fallen[head], epsilon))
+                continue
+            rows = out(ids), out(keys, self._kind), out(upper)
+            sets.append(UniversalSet(*rows, None, epsilon, 2.0, self.count, exact, omitted))
+        return sets
+
+    def _set_of(self, stream: Candidates, epsilon: float) -> UniversalSet:
+        """Return the set of a head that is at the CPU."""
+        stream, place = stream.pruned(), self._place
+        (rows,) = stream.kept
+        exact = bool(np.all(rows.lower[rows.upper >= epsilon] >= epsilon * (1 - 2 * stream.form.limit)))
+        found = UniversalSet.of(
+            rows, backend.NUMPY, epsilon=epsilon, count=self.count, exact=exact, omitted=stream.dropped
+        )
+        keys = found.keys
+        if self._kind == "bfloat16":
+            keys = (np.ascontiguousarray(keys, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        keys = place.out(place.bring(keys), self._kind)
+        ids, scores = (place.out(place.bring(part)) for part in (found.indices, found.scores))
+        return replace(found, indices=ids, keys=keys, scores=scores)
+
+    # -- the same sketch on the CPU ------------------------------------------------------------------------
+
+    def to_host(self) -> Sketch:
+        """Return the :class:`lev.Sketch` of the same rows: for files, merges, and every other question."""
+        twin = self._settled()
+        sketch = Sketch(self.dim, self.epsilon, heads=self.heads)
+        with twin._place.current():
+            sketch._streams = [twin._stream(head) for head in range(self._many)]
+        sketch._ids = self._ids
+        return sketch
+
+    def _stream(self, head: int) -> Candidates:
+        """Return one head as the CPU has it."""
+        if head in self._fallen:
+            return self._fallen[head]
+        if self._state is not None:
+            return self._state.stream(head, self.epsilon)
+        none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))
+        return Candidates(self.epsilon, Weighting(), Form.empty(self.dim), (none,))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sketch to ``path``, where :func:`lev.load` reads it.  Raises OSError."""
+        self.to_host().save(path)
