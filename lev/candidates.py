@@ -19,6 +19,7 @@ from lev.rows import Rows, concatenate
 from lev.weighting import Weighting
 
 _ROUNDS = 12  # of weighing a block against itself
+_SETTLED = 0.95  # no round that takes off less is followed by another
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,9 @@ class Candidates:
             odds = np.where(weights > 0, np.maximum(form.factor().ends(keys, scales)[1], bounds.SMALLEST_ODDS), 0)
             own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
             if p <= 2:
-                weights = np.minimum(weights, own)
+                before, weights = weights.sum(), np.minimum(weights, own)
+                if weights.sum() > _SETTLED * before:
+                    break
             elif turn < _ROUNDS:
                 weights = weights ** (1 - damping) * own**damping
             else:  # no weight may stand below its row

@@ -125,16 +125,21 @@ class Form:
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
             piece, scales = part
             with np.errstate(over="ignore", invalid="ignore"):
-                x, x_norms = self.frame.widen(piece, scales)
-                y, outside = self.frame.coordinates(x)
-                odds = full(piece, scales, x_norms, _norms(y, x, x_norms))
-                leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
+                if self.frame.triangle is None:
+                    x_norms = y_norms = self.frame.norms(piece, scales)
+                    leaves = np.zeros(len(piece), bool)
+                else:
+                    x, x_norms = self.frame.widen(piece, scales)
+                    y, outside = self.frame.coordinates(x)
+                    y_norms = np.einsum("ij,ij->i", y, y)
+                    leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
+                odds = full(piece, scales, x_norms, y_norms)
             odds[leaves] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
             odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
             return rule(odds)
 
-        return np.concatenate(backend.run(of, backend.pieces(block, factors)))
+        return np.concatenate(backend.run(of, backend.pieces(block, factors, backend.TASK)))
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
@@ -309,10 +314,6 @@ class _Part:
     energy: np.ndarray  # of each column
     leaves: bool
     upper: np.ndarray
-
-
-def _norms(y: np.ndarray, x: np.ndarray, x_norms: np.ndarray) -> np.ndarray:
-    return x_norms if y is x else np.einsum("ij,ij->i", y, y)
 
 
 def _spectral(matrix: np.ndarray) -> float:

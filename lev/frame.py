@@ -100,6 +100,13 @@ class Frame:
         backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
 
+    def norms(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+        """Return the squared norms that :meth:`widen` returns, but for rounding."""
+        rows, factors = _for_kernels(rows, factors)
+        norms = np.empty(len(rows))
+        backend.kernels_of(rows).norms(rows, factors, self.scale, norms)
+        return norms
+
     def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y, (m, r), and the part of x outside the span, (m, D - r)."""
         if self.triangle is None:

@@ -32,6 +32,18 @@ def widen(rows, factors, scale, out, norms):
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def norms(rows, factors, scale, out):
+    """Write what :func:`widen` writes into ``norms``."""
+    m, d = rows.shape
+    for i in range(m):
+        total = scale[d] * scale[d] if len(scale) > d else 0.0
+        for j in range(d):
+            value = rows[i, j] * scale[j]
+            total += value * value
+        out[i] = total * factors[i] * factors[i]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def gram(rows, factors, scale, precision, size, out, norms, totals):
     """Write the Gram matrix of ``factors[:, None] * rows * scale`` into ``out``, squared row norms into ``norms``.
 
@@ -96,7 +108,7 @@ def lewis_roots(odds, p, out):
         z = min(1.0, a if p > 2 else a ** (p / 2))
         if a == np.inf:
             z = 1.0
-        elif z > 2.0**-10:
+        elif z > 2.0**-5:  # below, the root is less than 2 % under z
             for _ in range(60):
                 rise = outer * z ** (outer - 1) + a * inner * z ** (inner - 1)
                 step = (z**outer + a * z**inner - a) / rise
