@@ -98,8 +98,9 @@ def heavy_hitters(
         blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
         least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
         total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
-        upper = np.minimum(np.minimum(most / total, 1), rows.upper)
-        lower, held = np.minimum(least / high, upper), upper >= epsilon
+        with np.errstate(invalid="ignore"):  # where the query is nearly orthogonal to all that is known, infinities meet
+            upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
+            lower, held = np.minimum(np.nan_to_num(least / high, nan=0.0), upper), upper >= epsilon
         if totals is not None:
             lower, upper = _narrowed(lower, upper, least, most, [end[part, None] for end in totals])
         return [np.where(held, upper, 0), lower]
