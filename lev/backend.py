@@ -138,7 +138,7 @@ PIECE = 1024
 TASK = 8 * PIECE
 """Rows of one task for kernels that go through them group by group."""
 
-GROUPS = 64, 512
+GROUPS = 32, 512
 """The fewest and the most rows of a group, a power of two times as many."""
 
 CHAIN = GROUPS[1] + TASK // GROUPS[0]
