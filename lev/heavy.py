@@ -98,7 +98,7 @@ def heavy_hitters(
         blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
         least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
         total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
-        with np.errstate(invalid="ignore"):  # where the query is nearly orthogonal to all that is known, infinities meet
+        with np.errstate(invalid="ignore"):  # of a query nearly orthogonal to what is known: inf / inf
             upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
             lower, held = np.minimum(np.nan_to_num(least / high, nan=0.0), upper), upper >= epsilon
         if totals is not None:
