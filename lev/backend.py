@@ -135,7 +135,7 @@ def kernels_of(array: object) -> ModuleType:
 PIECE = 1024
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
-TASK = 8 * PIECE
+TASK = 4 * PIECE
 """Rows of one task for kernels that go through them group by group."""
 
 GROUPS = 32, 512

@@ -31,7 +31,7 @@ from lev.universal import UniversalSet
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
 
-_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**22
+_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
 
 
 class Sketch(store.Stored):
@@ -210,7 +210,7 @@ class Sketch(store.Stored):
         Heads for p = 2 are scored by the form with the block in it, so theirs are long from the start.
         """
         if self.heads and self.p == 2:
-            return max(_SMALLEST_BLOCK, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
+            return max(_SMALLEST_BLOCK, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
         largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim // len(self._streams))
         seen = self._streams[0].form.rows
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
