@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from lev import backend
 from lev.form import Form, NonFiniteRow
 from lev.heads import scores_all
 
-_BLOCK = 2**20  # numbers of one block
+_FIRST, _BLOCK = 256, 2**20  # rows of the first block, which goes through a QR, and numbers of the others
 
 
 def leverage_scores(keys: Any) -> Any:
@@ -42,11 +43,11 @@ def leverage_scores(keys: Any) -> Any:
 
 
 def _scores(keys: np.ndarray) -> np.ndarray:
-    step = max(2048, _BLOCK // keys.shape[1])
+    starts = [0, *range(_FIRST, len(keys), max(2048, _BLOCK // keys.shape[1]))]
     form, judge = Form.empty(keys.shape[1]), None
-    for start in range(0, len(keys), step):
+    for start, end in itertools.pairwise([*starts, max(len(keys), 1)]):
         try:
-            form, judge = form.grown(keys[start : start + step], judge)
+            form, judge = form.grown(keys[start:end], judge)
         except NonFiniteRow as error:
             raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
     return form.factor().scores(keys)
