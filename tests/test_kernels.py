@@ -1,0 +1,39 @@
+"""Kernels beside the plain formula, over widths and lengths that fit no tile."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lev.cpu import rows as kernels
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 200), st.sampled_from([1, 3, 32, 64, 100]), st.booleans(), st.integers(0, 99))
+def test_gram_is_the_product_and_totals_are_sums(d, m, size, affine, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((m, d)).astype(np.float32)
+    factors, scale = rng.uniform(0.5, 2, m), np.exp2(rng.integers(-3, 4, d + affine))
+    x = np.hstack([rows.astype(np.float64), np.ones((m, int(affine)))]) * scale * factors[:, None]
+    precision = rng.standard_normal((d + affine, d + affine))
+    precision += precision.T
+    gram, norms, totals = np.empty_like(precision), np.empty(m), np.empty(-(-m // size))
+    doubled = np.triu(precision) + np.triu(precision, 1)
+    kernels.gram(rows, factors, scale, doubled, size, gram, norms, totals)
+    np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12, atol=1e-11 * np.abs(x).max() ** 2)
+    np.testing.assert_allclose(norms, np.square(x).sum(axis=1), rtol=1e-12)
+    single = np.empty(m)
+    kernels.norms(rows, factors, scale, single)
+    np.testing.assert_allclose(single, norms, rtol=1e-12)
+    each = np.einsum("ij,jk,ik->i", x, precision, x)
+    sums = np.add.reduceat(each, np.arange(0, m, size))
+    np.testing.assert_allclose(totals, sums, atol=1e-10 * np.abs(precision).sum() * np.abs(x).max() ** 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_gram_passes_on_what_is_not_finite(bad):
+    rows = np.ones((70, 5), np.float32)
+    rows[69, 4] = bad
+    gram = np.empty((5, 5))
+    kernels.gram(rows, np.ones(70), np.ones(5), np.eye(5), 64, gram, np.empty(70), np.empty(2))
+    assert not np.isfinite(gram[4, 4])
