@@ -18,6 +18,7 @@ import lev
 from lev import bounds
 
 _BLOCK = 128  # rows of one block of online scores
+_PIECE = {True: 2**18, False: 2**24}  # numbers that are float64 at a time, on the CPU, whose caches are small, or not
 
 
 def gram(rows: Tensor) -> tuple[Tensor, int]:
@@ -28,11 +29,12 @@ def gram(rows: Tensor) -> tuple[Tensor, int]:
     """
     n = rows.shape[-2]
     piece = max(64, math.isqrt(n))
-    parts = torch.nn.functional.pad(rows, (0, 0, 0, -n % piece if n else piece)).unflatten(-2, (-1, piece))
-    total = (parts.mT @ parts).sum(-3)
-    lost = (total.diagonal(dim1=-2, dim2=-1) == 0) & (rows != 0).any(-2)
-    total.diagonal(dim1=-2, dim2=-1).masked_fill_(lost, math.nan)
-    return total, piece + parts.shape[-3]
+    parts, rest = rows[..., : n - n % piece, :].unflatten(-2, (-1, piece)), rows[..., n - n % piece :, :]
+    total = (parts.mT @ parts).sum(-3) + rest.mT @ rest
+    vanished = total.diagonal(dim1=-2, dim2=-1) == 0
+    if vanished.any():  # seldom, and asking saves a pass over the rows
+        total.diagonal(dim1=-2, dim2=-1).masked_fill_(vanished & (rows != 0).any(-2), math.nan)
+    return total, piece + parts.shape[-3] + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +67,11 @@ class Whitener:
 
     def settle(self, rows: Tensor, upper: Tensor) -> Tensor:
         """Return ``upper``, at most 1: exactly 1 where nothing is proved, and 0 for a zero row."""
-        unproved = self.leaves(rows) | ~(self.margin < 1)[..., None]
-        return upper.clamp(max=1).masked_fill(unproved, 1).masked_fill((rows == 0).all(-1), 0)
+        upper, proved = upper.clamp(max=1), self.margin < 1
+        if proved.all() and not self.dead.any():  # nearly always, and asking saves two passes over the rows
+            return upper
+        unproved = self.leaves(rows) | ~proved[..., None]
+        return upper.masked_fill(unproved, 1).masked_fill((rows == 0).all(-1), 0)
 
 
 def whitener(gram: Tensor, roundings: int) -> Whitener:
@@ -97,18 +102,20 @@ def whitener(gram: Tensor, roundings: int) -> Whitener:
 
 
 def leverage_bounds(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return proved upper bounds on the leverage score of every row, float64 (..., n).
+    """Return proved upper bounds on the leverage score of every row (..., n, d), float64 (..., n).
 
-    ``rows`` are float64 (..., n, d), ``dtype`` that in which they came.  Relative margin:
+    ``dtype`` is that in which they came.  Relative margin:
     :func:`lev.bounds.margin`, or for heads that are too ill-conditioned for a Gram matrix that of
     :func:`lev.sensitivities`, which scores them one by one on the CPU.  Cost: O(n d^2) a head.
     """
-    whiten = whitener(*gram(rows))
-    upper = whiten.bound(rows)
+    parts = rows.split(max(64, _PIECE[rows.is_cpu] * rows.shape[-2] // max(1, rows.numel())), -2)
+    sums, roundings = zip(*(gram(part.double()) for part in parts), strict=True)
+    whiten = whitener(sum(sums[1:], sums[0]), max(roundings) + len(parts))
+    upper = torch.cat([whiten.bound(part.double()) for part in parts], -1)
     limit = bounds.margin(np.dtype(np.float64 if dtype == torch.float64 else np.float32))
     wide = ~(whiten.margin <= limit)
     if wide.any():
-        upper[wide] = sensitivity_bounds(rows[wide], 2.0)
+        upper[wide] = sensitivity_bounds(rows[wide].double(), 2.0)
     return upper
 
 

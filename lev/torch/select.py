@@ -154,9 +154,8 @@ def _clean(key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         check_broadcast("mask", mask, tuple(key.shape[:-1]))
         mask = mask.expand(key.shape[:-1])
         key = key.masked_fill(~mask[..., None], 0)  # what stands in padding may be anything
-    finite = key.isfinite().all(-1)
-    if not finite.all():
-        bad = tuple((~finite).nonzero()[0].tolist())
+    if key.numel() and not torch.stack(torch.aminmax(key)).isfinite().all():  # NaN is passed on
+        bad = tuple((~key.isfinite().all(-1)).nonzero()[0].tolist())
         raise ValueError(f"key must be finite; the key at {bad} holds NaN or infinity")
     return key, mask
 

@@ -95,7 +95,7 @@ class Leverage(Streamed):
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return proved upper bounds."""
-        return leverage_bounds(affine(key, mask) if self.intercept else key.double(), key.dtype)
+        return leverage_bounds(affine(key, mask) if self.intercept else key, key.dtype)
 
 
 @dataclass(frozen=True)
