@@ -542,6 +542,8 @@ def test_checked_factors_and_online_scores(seed, dim):
     rng = np.random.default_rng(seed)
     keys = np.vstack([9.0 * np.eye(dim), rng.integers(1, 10, (7, dim))])
     assert all(many.checked(keys, wrong) for wrong in (0.0, 0.1, 1.0))
+    assert many.twice(keys, 0.02)
+    assert not many.twice(keys, 0.02, charged=False)
     assert many.online(keys, dim + 2) < 1e-11
     for p in (0.5, 1.0, 2.0, 3.0, 4.0):
         assert many.powers(keys, p) <= 1 + 1e-12

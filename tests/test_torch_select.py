@@ -76,6 +76,43 @@ def test_scores_bound_the_exact_ones_closely_in_each_family(family):
     assert np.all(upper <= true + 1e-4)
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(1, 8), st.booleans())
+def test_ill_conditioned_heads_are_whitened_twice(seed, d, decades, single):
+    """Bounds hold, are close, and no head needs a loop; columns and rows of several sizes."""
+    rng = np.random.default_rng(seed)
+    bent = np.linalg.qr(rng.standard_normal((d, d)))[0] * np.logspace(0, -decades, d) @ rng.standard_normal((d, d))
+    keys = rng.standard_normal((30, d)) * 2.0 ** rng.integers(-3, 4, (30, 1)) @ bent
+    keys = keys.astype(np.float32).astype(float) if single else keys
+    upper, margin = leverage._twice_whitened(torch.from_numpy(keys)[None])
+    true = np.array([float(score) for score in naive.leverage(keys)[0]])
+    assert np.all(upper[0].numpy() >= true * (1 - 2**-52))
+    if np.linalg.cond(keys) < 1e8:
+        assert margin.item() < 1e-4
+        assert np.all(upper[0].numpy() <= true * (1 + 4e-4) + 1e-12)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_off_their_place_are_charged(first, monkeypatch):
+    """Whitened rows that are wrong by as much as they may be never bring a bound below its score."""
+    keys = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 40, 3)))
+    plain = leverage.Whitener.whiten
+
+    def wrong(self, rows):
+        """Shorten the first row, or lengthen all others along it."""
+        white, pad = plain(self, rows)
+        along = white[:, :1] / white[:, :1].norm(dim=-1, keepdim=True)
+        off = 1e-3 * (white @ along.mT).sign()
+        off[:, (slice(1, None) if first else 0)] = 0
+        return (white + (-off if first else off) * along, pad + off.abs()[..., 0]) if rows is keys else (white, pad)
+
+    monkeypatch.setattr(leverage.Whitener, "whiten", wrong)
+    upper, margin = leverage._twice_whitened(keys)
+    true = np.array([float(score) for score in naive.leverage(keys[0].numpy())[0]])
+    assert np.all(upper[0].numpy() >= true)
+    assert 1e-3 < margin.item() < 0.1
+
+
 def test_a_weak_direction_that_a_gram_matrix_hides_is_kept():
     keys = np.ones((4000, 2)) * np.linspace(1, 2, 4000)[:, None]
     keys[:, 1] = 0

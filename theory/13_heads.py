@@ -29,6 +29,20 @@ def checked(keys: np.ndarray, wrong: float, *, with_error: bool = True) -> bool:
     return all(bound * (1 + 1e-12) >= score for bound, score in zip(bounds, exact.scores(keys), strict=True))
 
 
+def twice(keys: np.ndarray, wrong: float, *, charged: bool = True) -> bool:
+    """Say whether the bound holds for every row if all but the first are off by ``wrong``, along the first."""
+    rows = keys @ np.linalg.inv(np.linalg.cholesky(keys.T @ keys)).T
+    along = rows[0] / np.linalg.norm(rows[0])
+    blurred = rows + wrong * np.sign(rows @ along)[:, None] * along
+    blurred[0] = rows[0]
+    inverse = np.linalg.inv(np.linalg.cholesky(blurred.T @ blurred))
+    pad = float(np.linalg.norm(inverse)) * (wrong if charged else 0.0)
+    t = pad * len(keys) ** 0.5
+    assert t < 1
+    bounds = (np.linalg.norm(blurred @ inverse.T, axis=1) + pad) ** 2 / (1 - t) ** 2
+    return all(bound * (1 + 1e-12) >= score for bound, score in zip(bounds, exact.scores(keys), strict=True))
+
+
 def online(keys: np.ndarray, start: int) -> float:
     """Return how far the block formula is from the exact scores of the rows from ``start`` on."""
     whiten = np.linalg.inv(np.linalg.cholesky(keys[:start].T @ keys[:start]))
@@ -61,6 +75,8 @@ def main() -> None:
     for wrong in (0.0, 0.1, 1.0):
         assert checked(keys, wrong)
     assert not checked(keys, 10.0, with_error=False), "leaving out the residual should miss"
+    assert twice(keys, 0.02)
+    assert not twice(keys, 0.02, charged=False), "leaving out what the rows are off by should miss"
     gap = max(online(keys, start) for start in (5, 8, 13))
     assert gap < 1e-12
     share = {p: powers(keys, p) for p in (0.5, 1.0, 2.0, 3.0, 4.0)}
