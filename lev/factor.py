@@ -68,9 +68,11 @@ class Factor:
         return np.concatenate(roots), np.concatenate(pads)
 
     def _piece_roots(self, piece: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
-        x, norms = self.frame.widen(*piece)
-        y, _ = self.frame.coordinates(x)
-        return np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
+        # what overflows is infinite or NaN: a row that the form knows nothing of
+        with np.errstate(over="ignore", invalid="ignore"):
+            x, norms = self.frame.widen(*piece)
+            y, _ = self.frame.coordinates(x)
+            return np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
 
     @property
     def growth(self) -> float:
@@ -231,7 +233,7 @@ def scores_of(odds: np.ndarray) -> np.ndarray:
 
 def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper) of squares of ``roots`` that are off by ``pads``, in a form that is off by ``slack``."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.maximum(roots - pads, 0) ** 2 * max(0.0, 1 - slack), (roots + pads) ** 2 * _growth(slack)
 
 

@@ -20,6 +20,8 @@ from lev import backend, bounds
 from lev.factor import Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
+_STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
+
 
 class NonFiniteRow(ValueError):
     """Row number ``row`` of a block holds NaN or infinity."""
@@ -60,17 +62,23 @@ class Form:
     # -- add -----------------------------------------------------------------------------------------------
 
     def add(
-        self, block: np.ndarray, judge: Factor | None, epsilon: float | None = None, factors: np.ndarray | None = None
+        self,
+        block: np.ndarray,
+        judge: Factor | None,
+        epsilon: float | None = None,
+        factors: np.ndarray | None = None,
+        step: int = _STEP,
     ) -> tuple[Form, np.ndarray | None]:
         """Return the form with ``block``, each row times its factor, added and upper bounds on their scores.
 
         ``judge`` is a factor of an earlier state of this form: a smaller form, so its bounds stay above.  The
         bounds are None without an epsilon, and when the frame changed; the rows are then to be scored by the new
-        form.  Raises NonFiniteRow.  Cost: O(d^2) a row.
+        form.  Where the frame does not serve, ``step`` rows go through a QR, and the others meet the frame they give.
+        Raises NonFiniteRow.  Cost: O(d^2) a row.
         """
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if judge is None or self.rank == 0:
-            return form._through_qr(block, factors), None
+            return form._stepwise(block, np.arange(len(block)), factors, step), None
         screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
         parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, backend.TASK))
         energy = sum(part.energy for part in parts)
@@ -81,8 +89,9 @@ class Form:
             sums=self.sums + len(parts),
             tail=np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy)),
         )
-        if not np.isfinite(energy).all() or any(part.leaves for part in parts) or not grown._sound(judge):
-            return form._through_qr(block, factors), None
+        leaves = np.concatenate([part.leaves for part in parts])
+        if not np.isfinite(energy).all() or leaves.any() or not grown._sound(judge):
+            return form._stepwise(block, _worst_first(block, judge, factors, leaves), factors, step), None
         return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
 
     def grown(self, block: np.ndarray, judge: Factor | None) -> tuple[Form, Factor | None]:
@@ -96,14 +105,14 @@ class Form:
         with np.errstate(over="ignore", invalid="ignore"):
             if self.frame.triangle is None:
                 gram, x_norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
-                y_norms, energy, leaves = x_norms, np.diagonal(gram), False
+                y_norms, energy, leaves = x_norms, np.diagonal(gram), np.zeros(len(piece), bool)
             else:
                 x, x_norms = self.frame.widen(piece, factors)
                 y, outside = self.frame.coordinates(x)
                 plain = Frame(np.zeros(self.rank, np.int64))
                 gram, y_norms, totals = plain.grams(y, None, groups.size, groups.precision)
                 energy = np.einsum("ij,ij->j", x, x)
-                leaves = bool(self.frame.leaves(x, outside, self.tail, self.excuse).any())
+                leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
             upper = x_norms if screen is None else screen(piece, factors, totals, x_norms, y_norms)
             return _Part(gram, energy, leaves, upper)
 
@@ -234,11 +243,19 @@ class Form:
         both = replace(both, inherited=max(self._margin(), other._margin()))
         return both._reframed([self._stacked(), other._stacked()])
 
-    def _through_qr(self, block: np.ndarray, factors: np.ndarray | None) -> Form:
-        """Return the form with ``block`` added by a QR factorisation of it and the present root."""
+    def _stepwise(self, block: np.ndarray, order: np.ndarray, factors: np.ndarray | None, step: int) -> Form:
+        """Return the form with ``block`` added: the ``step`` rows that are first in ``order`` make a new frame."""
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise NonFiniteRow(int(finite.argmin()))
+        first, rest = np.sort(order[:step]), np.sort(order[step:])
+        form = self._through_qr(block[first], None if factors is None else factors[first])
+        if not len(rest):
+            return form
+        return form.add(block[rest], form.factor(), None, None if factors is None else factors[rest], 2 * step)[0]
+
+    def _through_qr(self, block: np.ndarray, factors: np.ndarray | None) -> Form:
+        """Return the form with ``block`` added by a QR factorisation of it and the present root."""
         rows = np.ones((len(block), self.frame.dim))
         rows[:, : block.shape[1]] = block
         if factors is not None:
@@ -312,8 +329,14 @@ class _Part:
 
     gram: np.ndarray
     energy: np.ndarray  # of each column
-    leaves: bool
+    leaves: np.ndarray  # (m,) bool: which rows are outside the span
     upper: np.ndarray
+
+
+def _worst_first(block: np.ndarray, judge: Factor, factors: np.ndarray | None, leaves: np.ndarray) -> np.ndarray:
+    """Return the order of the rows by how little the judge's form knows of them."""
+    odds = judge.ends(block, factors)[1]
+    return np.argsort(-np.where(leaves | ~np.isfinite(odds), np.inf, odds), kind="stable")
 
 
 def _spectral(matrix: np.ndarray) -> float:
