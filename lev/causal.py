@@ -7,25 +7,25 @@ Theory: 06, causal.
 
 from __future__ import annotations
 
-import math
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
 from lev import backend, store
-from lev.checks import check_answerable, check_epsilon, check_heads, check_integer
+from lev.checks import check_answerable, check_integer
 from lev.ids import Ids
-from lev.incoming import asked_for, blanked, incoming
+from lev.incoming import Fed, asked_for
 from lev.lifetimes import ALIVE, Lifetimes, Members
 from lev.rows import Rows, concatenate, stacked
 
 __all__ = ["ALIVE", "CausalSketch", "Lifetimes"]
 
-_SMALLEST_BLOCK, _BLOCK_PER_COLUMN = 64, 4
+_SMALLEST_BLOCK, _BLOCK_PER_COLUMN = 256, 2
 _ARGUMENTS = ("dim", "epsilon", "heads", "payload_dim", "intercept")
 
 
-class CausalSketch(store.Stored):
+class CausalSketch(Fed, store.Stored):
     """A sketch of keys that arrive while queries are asked: the bounded cache after each row.
 
     Parameters
@@ -37,9 +37,10 @@ class CausalSketch(store.Stored):
     score is above epsilon (1 - :data:`lev.bounds.PREFIX_SHARE`) less the margin, so about rank / epsilon keys
     at most are held after each row.  Rows wait until a block is full, so any split into updates gives the same
     bits; ``admit`` and ``attend`` end a block and keep to the guarantee.
-    Cost, for each head: O(d^2) a row and O(d^3 + d^3 / epsilon) for a block of 4 d rows; rows that raise the rank
-    go one by one, O(d^3 + d^2 / epsilon) each.  Memory: O(d^2 + d^2 / epsilon), and three integers for each key that
-    was ever a member.  Raises TypeError and ValueError for bad arguments.
+    Cost, for each head: O(d^2) a row and O(d^3 + d^3 / epsilon) for a block of 2 d rows, at least 256, or fewer where
+    a call ends it; rows that raise the rank among others that do not go one by one, at that cost each.
+    Memory: O(d^2 + d^2 / epsilon), and three integers for each key that was ever a member.
+    Raises TypeError and ValueError for bad arguments.
 
     >>> import numpy as np, lev
     >>> sketch = lev.CausalSketch(1, 0.5).update([[1.0], [1.0], [1.0], [3.0]])
@@ -60,19 +61,9 @@ class CausalSketch(store.Stored):
         payload_dim: int = 0,
         intercept: bool = False,
     ) -> None:
-        self.dim = check_integer("dim", dim, 1)
-        self.epsilon = check_epsilon(epsilon)
-        self.heads = check_heads(heads)
-        self.payload_dim = check_integer("payload_dim", payload_dim, 0)
-        self.intercept = bool(intercept)
-        self._ids = Ids(check_integer("start", start, 0))
-        none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
-        self._streams = [Members.none(self.epsilon, self.dim + self.intercept, none)] * math.prod(self.heads)
-        self._masked = np.zeros(len(self._streams), np.int64)  # rows of each head that were padding
-        self._pending: list[Rows] = []  # rows short of a block: a stream's blocks do not depend on its updates
-        self._waiting = 0
-        self._family = backend.NUMPY
-        self._settled: CausalSketch | None = None
+        super().__init__(dim, epsilon, heads, start, payload_dim, intercept)
+        none = Members.none(self.epsilon, self.dim + self.intercept, self._no_rows())
+        self._streams = [none] * len(self._masked)
 
     @property
     def count(self) -> int:
@@ -144,10 +135,11 @@ class CausalSketch(store.Stored):
         for block in self._blocks(rows):
             before = self._streams
             self._absorb(block)
-            for head, part in enumerate(asked[:, first : first + len(block)]):
-                old, new = before[head // groups], self._streams[head // groups]
-                query, key, weight = old.entries(new, block.head(head // groups), part)
-                found[head].append(np.array([query + first, key, weight]))
+            with backend.single_blas():
+                for head, part in enumerate(asked[:, first : first + len(block)]):
+                    old, new = before[head // groups], self._streams[head // groups]
+                    query, key, weight = old.entries(new, block.head(head // groups), part)
+                    found[head].append(np.array([query + first, key, weight]))
             first += len(block)
         shape = (len(rows), self._ids.following)
         hits = [_csr(np.concatenate(parts, axis=1), shape) for parts in found]
@@ -161,22 +153,12 @@ class CausalSketch(store.Stored):
 
     def _checked(self, keys: Any, indices: Any, payload: Any, mask: Any) -> tuple[Rows, dict[str, Any]]:
         """Return rows that nothing can refuse any more, and what is known of them."""
-        rows, ids, family = incoming(
-            keys,
-            indices,
-            payload,
-            dim=self.dim,
-            payload_dim=self.payload_dim,
-            ids=self._ids,
-            held=self._held_ids,
-            heads=self.heads,
-        )
-        rows, masked = blanked(rows, mask, self.heads, self.intercept)
+        rows, known = super()._checked(keys, indices, payload, mask)
         backend.check_finite("keys", rows.keys)
-        return rows, {"_ids": ids, "_masked": self._masked + masked, "_family": family, "_settled": None}
+        return rows, known
 
-    def _held_ids(self) -> np.ndarray:
-        return np.concatenate([*(stream.kept.ids for stream in self._streams), *(rows.ids for rows in self._pending)])
+    def _kept(self) -> Iterable[Rows]:
+        return (stream.kept for stream in self._streams)
 
     def _block_rows(self) -> int:
         return max(_SMALLEST_BLOCK, _BLOCK_PER_COLUMN * self.dim)
@@ -184,11 +166,6 @@ class CausalSketch(store.Stored):
     def _blocks(self, rows: Rows) -> list[Rows]:
         size = self._block_rows()
         return [rows.take(slice(first, first + size)) for first in range(0, len(rows), size)]
-
-    def _pend(self, rows: Rows) -> None:
-        if len(rows):
-            self._pending.append(rows.copy())
-            self._waiting += len(rows)
 
     def _absorb(self, rows: Rows) -> np.ndarray:
         """Add one block row by row and return which of its rows became members, (heads, m)."""
@@ -201,7 +178,7 @@ class CausalSketch(store.Stored):
 
     # -- reads are of the settled state, so that they change nothing ---------------------------------------
 
-    def _settle(self) -> CausalSketch:
+    def _settle(self) -> Self:
         """Return the twin in which no row waits for its block."""
         if self._settled is None:
             twin = self.copy()
@@ -213,13 +190,6 @@ class CausalSketch(store.Stored):
         if self._waiting:
             self._absorb(concatenate(self._pending))
             self._pending, self._waiting = [], 0
-
-    def copy(self) -> CausalSketch:
-        """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._pending = list(self._pending)
-        return twin
 
     def lifetimes(self) -> Any:
         """Return when each key that was ever a member entered the cache and when it left: :class:`Lifetimes`.

@@ -21,8 +21,8 @@ class Factor:
 
     frame: Frame
     rows: int
-    values: np.ndarray  # eigenvalues of the form in its frame, ascending, (r,)
-    whiten: np.ndarray  # W: eigenvectors over root eigenvalues, (r, r)
+    values: np.ndarray  # eigenvalues of the form in its frame, ascending, (r,), or numbers below them
+    whiten: np.ndarray  # W: eigenvectors over root eigenvalues, (r, r), or another inverse root
     slack: float  # relative rounding margin of the form
     reach: float  # rounding of ||y W|| for a row of unit norm
 

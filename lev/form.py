@@ -9,6 +9,7 @@ as the identity and has lost nothing.  Theory: 04, rounding margin and resolutio
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -162,16 +163,36 @@ class Form:
         """Return the form's inverse square root.  Cost: O(d^3)."""
         values, vectors = np.linalg.eigh(self.gram)
         whiten = vectors / np.sqrt(values)
-        reach, slack = self._rounding(values, whiten) if self.rank else (0.0, 0.0)
+        least = float(values[0]) if self.rank else 1.0
+        return self._factored(values, whiten, least, self._gram_margin(least))
+
+    def triangular(self) -> Factor:
+        """Return a factor by Cholesky, or :meth:`factor` where that would be less accurate than the form may be.
+
+        Its ``values`` are one number that no eigenvalue is below.  Cost: O(d^3), a tenth of that of :meth:`factor`.
+        Theory: 04, rounding margin (g).
+        """
+        with contextlib.suppress(np.linalg.LinAlgError):
+            whiten = scipy.linalg.solve_triangular(
+                scipy.linalg.cholesky(self.gram, check_finite=False), np.eye(self.rank), check_finite=False
+            )
+            size, inverse = float(np.trace(self.gram)), float(np.vdot(whiten, whiten))
+            if self.rank and (margin := self._root_margin(size, inverse)) <= self.limit:
+                return self._factored(np.full(self.rank, 1 / inverse), whiten, 1 / inverse, margin)
+        return self.factor()
+
+    def _factored(self, values: np.ndarray, whiten: np.ndarray, least: float, margin: float) -> Factor:
+        reach, slack = self._rounding(whiten, least, margin) if self.rank else (0.0, 0.0)
         return Factor(self.frame, self.rows, values, whiten, self.inherited + slack, reach)
 
-    def _rounding(self, values: np.ndarray, whiten: np.ndarray) -> tuple[float, float]:
+    def _rounding(self, whiten: np.ndarray, least: float, margin: float) -> tuple[float, float]:
         """Return (reach, slack): the rounding of ||y W|| for a row of unit norm, and of the form itself.
 
+        ``least`` is no more than an eigenvalue, ``margin`` what W makes of the Gram matrix's.
         T is only nearly the inverse of the triangle R.  What that costs is bounded either for the form as a
         whole or row by row; the second is far better when the rows differ in size by many orders.
         """
-        unit, margin = bounds.dot_error(self.frame.dim), self._gram_margin(values[0])
+        unit = bounds.dot_error(self.frame.dim)
         tail, excused, triangle = float(np.linalg.norm(self.tail)), self.turns * self.excuse, self.frame.triangle
         if triangle is None:
             once = unit * _spectral(np.abs(whiten))
@@ -179,7 +200,7 @@ class Form:
         inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
         product = inverse @ np.abs(whiten)
         once = unit * _spectral(product)
-        gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / values[0]
+        gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / least
         whole = gap + _squared((1 + self.turns) * once * tail)
         turned = once + unit * _spectral(inverse @ (square @ product))
         each = _squared((turned + self.turns * once) * tail)
@@ -191,12 +212,14 @@ class Form:
 
         Twice the square root of their product is the most that the inverted factor may be off, relatively.
         """
-        dim = self.frame.dim
-        once = bounds.dot_error(dim) * math.sqrt(inverse)
-        error = self._gram_error() + 4 * bounds.dot_error(dim)
-        margin = error * size * inverse + 4 * bounds.dot_error(2 * dim) * math.sqrt(size * inverse)
-        slack = margin + _squared((1 + self.turns) * once * float(np.linalg.norm(self.tail)))
+        once = bounds.dot_error(self.frame.dim) * math.sqrt(inverse)
+        slack = self._root_margin(size, inverse) + _squared((1 + self.turns) * once * float(np.linalg.norm(self.tail)))
         return once, self.inherited + slack
+
+    def _root_margin(self, size: float, inverse: float) -> float:
+        """Return the relative margin of an inverted Cholesky factor, given the traces of G and of its inverse."""
+        error = self._gram_error() + 4 * bounds.dot_error(self.frame.dim)
+        return error * size * inverse + 4 * bounds.dot_error(2 * self.frame.dim) * math.sqrt(size * inverse)
 
     def _gram_margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""

@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
+import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lev import backend
+from lev.checks import check_epsilon, check_heads, check_integer
 from lev.ids import Ids
 from lev.rows import Rows
+
+
+class Fed(abc.ABC):
+    """What is fed rows of many heads: its arguments, what it knows of ids and padding, and the rows that wait.
+
+    A subclass keeps the streams.
+    """
+
+    def __init__(
+        self, dim: int, epsilon: float, heads: tuple[int, ...], start: int, payload_dim: int, intercept: bool
+    ) -> None:
+        self.dim = check_integer("dim", dim, 1)
+        self.epsilon = check_epsilon(epsilon)
+        self.heads = check_heads(heads)
+        self.payload_dim = check_integer("payload_dim", payload_dim, 0)
+        self.intercept = bool(intercept)
+        self._ids = Ids(check_integer("start", start, 0))
+        self._masked = np.zeros(math.prod(self.heads), np.int64)  # rows of each head that were padding
+        self._pending: list[Rows] = []  # rows short of a block: a stream's blocks do not depend on its updates
+        self._waiting = 0
+        self._family = backend.NUMPY
+        self._settled: Self | None = None
+
+    @abc.abstractmethod
+    def _kept(self) -> Iterable[Rows]:
+        """Return the rows that the streams hold."""
+
+    def _no_rows(self) -> Rows:
+        """Return no rows of one stream."""
+        return Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
+
+    def _held_ids(self) -> np.ndarray:
+        return np.concatenate([rows.ids for rows in (*self._kept(), *self._pending)])
+
+    def _checked(self, keys: Any, indices: Any, payload: Any, mask: Any) -> tuple[Rows, dict[str, Any]]:
+        """Return the rows of an update, and the attributes of a sketch that has taken them."""
+        rows, ids, family = incoming(
+            keys,
+            indices,
+            payload,
+            dim=self.dim,
+            payload_dim=self.payload_dim,
+            ids=self._ids,
+            held=self._held_ids,
+            heads=self.heads,
+        )
+        rows, masked = blanked(rows, mask, self.heads, self.intercept)
+        return rows, {"_ids": ids, "_masked": self._masked + masked, "_family": family, "_settled": None}
+
+    def _pend(self, rows: Rows) -> None:
+        if len(rows):
+            self._pending.append(rows.copy())
+            self._waiting += len(rows)
+
+    def copy(self) -> Self:
+        """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._pending = list(self._pending)
+        return twin
 
 
 def incoming(

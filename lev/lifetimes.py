@@ -72,7 +72,7 @@ class Members:
     def none(cls, epsilon: float, columns: int, kept: Rows) -> Members:
         """Return the state before the first row of a form with ``columns``; ``kept`` has no rows."""
         form = Form.empty(columns)
-        return cls(epsilon, form, form.factor(), kept, np.zeros(0, np.int64))
+        return cls(epsilon, form, form.triangular(), kept, np.zeros(0, np.int64))
 
     def parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return the fields and tensors of a file."""
@@ -99,7 +99,7 @@ class Members:
                 f"since and ended must be int64; got {since.dtype} {since.shape}, {ended.dtype} {ended.shape}"
             )
         lives = _joined((), Lifetimes(*ended))
-        return Members(self.epsilon, form, form.factor(), rows, since, lives, dropped)
+        return Members(self.epsilon, form, form.triangular(), rows, since, lives, dropped)
 
     @property
     def nbytes(self) -> int:
@@ -115,10 +115,14 @@ class Members:
         ends = place + step.ends
         entered, stays = ends > since, step.ends == m
         gone, here = np.flatnonzero(entered & ~stays), np.flatnonzero(stays)
+        form, judge = step.form, step.judge
+        if (place + m).bit_length() > place.bit_length():  # rows beyond the first often make plain coordinates do
+            form = form.simplified()
+            judge = judge if form is step.form else form.triangular()
         after = Members(
             self.epsilon,
-            step.form,
-            step.judge,
+            form,
+            judge,
             replace(both, upper=step.upper).take(here),
             since[here],
             _joined(self.ended, Lifetimes(both.ids[gone], since[gone], ends[gone])),

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from lev import bounds, heavy
-from lev.factor import Factor
+from lev.factor import Factor, proved_ends, scores_of
 from lev.form import Form
 
 
@@ -28,7 +28,7 @@ class Step:
     upper: np.ndarray  # (k + m,) float64 bound on its score at the end
 
 
-def advance(form: Form, judge: Factor | None, members: np.ndarray, block: np.ndarray, epsilon: float) -> Step:
+def advance(form: Form, judge: Factor, members: np.ndarray, block: np.ndarray, epsilon: float) -> Step:
     """Return ``form`` with the rows of ``block`` added one by one, and when each row fell below ``epsilon``.
 
     ``judge`` is a factor of ``form``; ``members`` (k, d) are rows in it, ``block`` (m, d), m >= 1, is finite.
@@ -36,28 +36,32 @@ def advance(form: Form, judge: Factor | None, members: np.ndarray, block: np.nda
     scores above epsilon (1 - :data:`lev.bounds.PREFIX_SHARE`) and the margin of the form.
     Cost: O(d^2) a row and O(d^3 + k d^2) a block, and O(m^2 (m + f)) for f rows that fell.
     """
-    grown, early = form.add(block, judge, epsilon)
+    grown, _ = form.add(block, judge)
     k, m = len(members), len(block)
-    if early is None and m > 1:
+    moved = grown.frame is not form.frame
+    if moved and 1 < m != grown.rank - form.rank:
         return _in_halves(form, judge, members, block, epsilon)
-    after = grown.factor()
-    late = np.arange(m) if early is None else np.flatnonzero(early >= epsilon)
-    upper = np.concatenate([after.bracket(members)[1], np.ones(m) if early is None else early])
-    upper[k + late] = np.minimum(upper[k + late], after.bracket(block[late])[1])
+    z, blur = (block[:, :0], np.zeros(m)) if moved else _whitened(judge, block)
+    early = np.ones(m) if moved else scores_of(proved_ends(np.linalg.norm(z, axis=1), blur, judge.slack)[1])
+    after = grown.triangular()
+    late = np.flatnonzero(~(early < epsilon))
+    upper = np.concatenate([after.bracket(members)[1], early])
+    upper[k + late] = np.minimum(early[late], after.bracket(block[late])[1])
     ends = np.full(k + m, m)
-    ends[k:][upper[k:] < epsilon] = np.flatnonzero(upper[k:] < epsilon)
+    ends[k:][early < epsilon] = np.flatnonzero(early < epsilon)
     old, own = np.flatnonzero(upper[:k] < epsilon), late[upper[k + late] < epsilon]
-    if m == 1:
-        ends[old] = 0
-    elif judge is not None and old.size + own.size:
-        found = _ends(judge, members[old], block, own, epsilon)
+    fell = np.concatenate([old, k + own])
+    if moved or m == 1:
+        ends[fell] = m - 1
+    elif fell.size:
+        found = _ends(judge, members[old], z, blur, own, epsilon)
         if found is None:
             return _in_halves(form, judge, members, block, epsilon)
-        ends[np.concatenate([old, k + own])] = np.minimum(found, m - 1)
+        ends[fell] = np.minimum(found, m - 1)
     return Step(grown, after, ends, upper)
 
 
-def _in_halves(form: Form, judge: Factor | None, members: np.ndarray, block: np.ndarray, epsilon: float) -> Step:
+def _in_halves(form: Form, judge: Factor, members: np.ndarray, block: np.ndarray, epsilon: float) -> Step:
     """Return the step in two: a single row that changes the frame is scored by the new form itself."""
     half = len(block) // 2
     first = advance(form, judge, members, block[:half], epsilon)
@@ -70,16 +74,20 @@ def _in_halves(form: Form, judge: Factor | None, members: np.ndarray, block: np.
     return Step(second.form, second.judge, ends, upper)
 
 
-def _ends(judge: Factor, members: np.ndarray, block: np.ndarray, own: np.ndarray, epsilon: float) -> np.ndarray | None:
-    """Return after which row of ``block`` each of ``members`` and of its rows ``own`` is out; None if too blurred."""
-    z, blur = _whitened(judge, block)
+def _ends(
+    judge: Factor, members: np.ndarray, z: np.ndarray, blur: np.ndarray, own: np.ndarray, epsilon: float
+) -> np.ndarray | None:
+    """Return after which row of a block each of ``members`` and of its rows ``own`` is out; None if too blurred.
+
+    The block is whitened: ``z`` and its rounding ``blur``.
+    """
     w, reach = _whitened(judge, members)
     start = np.concatenate([np.square(w).sum(axis=1), np.ones(len(own))])
     moved = float(np.linalg.norm(blur))
-    rounding = bounds.prefix_error(len(block) + judge.rank, len(block) + float(np.square(z).sum()))
+    rounding = bounds.prefix_error(len(z) + judge.rank, len(z) + float(np.square(z).sum()))
     if max(rounding / epsilon, moved) > bounds.PREFIX_SHARE:
         return None
-    eye = np.eye(len(block))
+    eye = np.eye(len(z))
     lower = np.linalg.cholesky(eye + z @ z.T)
     falls = scipy.linalg.solve_triangular(lower, np.hstack([z @ w.T, eye[:, own]]), lower=True, check_finite=False)
     scores = start - np.cumsum(np.square(falls, out=falls), axis=0)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+_NOTHING, _EVERYTHING = (np.broadcast_to(end, 2**53) for end in (0.0, 1.0))  # one number each: cheap to cut from
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -21,15 +23,14 @@ class Rows:
     @classmethod
     def of(cls, keys: np.ndarray, ids: np.ndarray, payload: np.ndarray) -> Rows:
         """Return rows of which nothing is known yet."""
-        nothing, everything = np.broadcast_to(0.0, ids.shape), np.broadcast_to(1.0, ids.shape)
-        return cls(keys, ids, payload, nothing, everything)
+        return cls(keys, ids, payload, _NOTHING[: len(ids)], _EVERYTHING[: len(ids)])
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def nbytes(self) -> int:
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
+        return sum(getattr(self, name).nbytes for name in _COLUMNS)
 
     def take(self, which: np.ndarray | slice) -> Rows:
         """Return the chosen rows: views for a slice, copies otherwise."""
@@ -43,14 +44,17 @@ class Rows:
         return self._each(np.array)
 
     def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        return Rows(*(change(getattr(self, field.name)) for field in fields(self)))
+        return Rows(*(change(getattr(self, name)) for name in _COLUMNS))
+
+
+_COLUMNS = tuple(field.name for field in fields(Rows))
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts in order."""
     if len(parts) == 1:
         return parts[0]
-    return Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
+    return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
 
 
 def stacked(parts: Sequence[Rows], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

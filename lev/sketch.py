@@ -8,22 +8,21 @@ meets: checked input, ids, blocks, heads, questions, files.  Theory: 02, monoton
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lev import backend, bounds, heavy, store
 from lev.candidates import Candidates
 from lev.causal import CausalSketch
-from lev.checks import check_answerable, check_epsilon, check_fraction, check_heads, check_integer, check_power
+from lev.checks import check_answerable, check_fraction, check_integer, check_power
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
-from lev.incoming import asked_for, blanked, incoming, known_ends
+from lev.incoming import Fed, asked_for, known_ends
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate, stacked
 from lev.second import Replay, tighten
@@ -34,7 +33,7 @@ from lev.window import SlidingWindowSketch
 _SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
 
 
-class Sketch(store.Stored):
+class Sketch(Fed, store.Stored):
     """A one-pass, mergeable sketch of a stream of keys that holds its universal set.
 
     Parameters
@@ -81,22 +80,11 @@ class Sketch(store.Stored):
         payload_dim: int = 0,
         intercept: bool = False,
     ) -> None:
-        self.dim = check_integer("dim", dim, 1)
-        self.epsilon = check_epsilon(epsilon)
+        super().__init__(dim, epsilon, heads, start, payload_dim, intercept)
         self.p = check_power(p)
-        self.heads = check_heads(heads)
         self.decay = check_fraction("decay", decay)
-        self.payload_dim = check_integer("payload_dim", payload_dim, 0)
-        self.intercept = bool(intercept)
-        self._ids = Ids(check_integer("start", start, 0))
-        none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, self.payload_dim)))
         form, weighting = Form.empty(self.dim + self.intercept), Weighting(self.p, self.decay)
-        self._streams = [Candidates(self.epsilon, weighting, form, (none,))] * math.prod(self.heads)
-        self._masked = np.zeros(len(self._streams), np.int64)  # rows of each head that were padding
-        self._pending: list[Rows] = []  # rows short of a block: a stream's blocks do not depend on its updates
-        self._waiting = 0
-        self._family = backend.NUMPY
-        self._settled: Sketch | None = None
+        self._streams = [Candidates(self.epsilon, weighting, form, (self._no_rows(),))] * len(self._masked)
 
     # -- what it holds -------------------------------------------------------------------------------------
 
@@ -122,7 +110,7 @@ class Sketch(store.Stored):
     @property
     def nbytes(self) -> int:
         """Bytes of the forms, the kept rows and the rows that wait for their block."""
-        held = [rows for stream in self._streams for rows in stream.kept] + self._pending
+        held = (*self._kept(), *self._pending)
         return sum(stream.form.nbytes for stream in self._streams) + sum(rows.nbytes for rows in held)
 
     @property
@@ -153,7 +141,7 @@ class Sketch(store.Stored):
         updates gives the same sketch, bit for bit.
         Raises TypeError and ValueError; for NaN and infinity with the first bad row.
         """
-        rows, ids, masked, family = self._checked(keys, indices, payload, mask)
+        rows, known = self._checked(keys, indices, payload, mask)
         if self._waiting + len(rows) < self._block_rows():
             backend.check_finite("keys", rows.keys)
             draft = self
@@ -162,8 +150,7 @@ class Sketch(store.Stored):
             draft = self.copy()
             with backend.single_blas():
                 draft._stream(rows)
-        draft._ids, draft._masked, draft._family, draft._settled = ids, masked, family, None
-        self.__dict__.update(draft.__dict__)
+        self.__dict__.update(draft.__dict__ | known)
         return self
 
     def admit(self, keys: Any, indices: Any = None, payload: Any = None, mask: Any = None) -> Any:
@@ -184,25 +171,8 @@ class Sketch(store.Stored):
         kept = np.array([np.isin(ids, stream.kept[0].ids) for stream in self._streams])
         return self._family.out(kept.reshape(*self.heads, len(ids)))
 
-    def _checked(
-        self, keys: Any, indices: Any, payload: Any, mask: Any
-    ) -> tuple[Rows, Ids, np.ndarray, backend.Family]:
-        rows, ids, family = incoming(
-            keys,
-            indices,
-            payload,
-            dim=self.dim,
-            payload_dim=self.payload_dim,
-            ids=self._ids,
-            held=self._held_ids,
-            heads=self.heads,
-        )
-        rows, masked = blanked(rows, mask, self.heads, self.intercept)
-        return rows, ids, self._masked + masked, family
-
-    def _held_ids(self) -> np.ndarray:
-        kept = [rows.ids for stream in self._streams for rows in stream.kept]
-        return np.concatenate([*kept, *(rows.ids for rows in self._pending)])
+    def _kept(self) -> Iterable[Rows]:
+        return (rows for stream in self._streams for rows in stream.kept)
 
     def _block_rows(self) -> int:
         """Return the length of the next block: about the rows so far, so that early bounds are fresh too.
@@ -214,11 +184,6 @@ class Sketch(store.Stored):
         largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim // len(self._streams))
         seen = self._streams[0].form.rows
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
-
-    def _pend(self, rows: Rows) -> None:
-        if len(rows):
-            self._pending.append(rows.copy())
-            self._waiting += len(rows)
 
     def _stream(self, rows: Rows) -> None:
         """Absorb the pending rows and ``rows`` block by block; what is short of a block waits."""
@@ -236,7 +201,7 @@ class Sketch(store.Stored):
 
     # -- reads are of the settled state, so that they change nothing ---------------------------------------
 
-    def _settle(self) -> Sketch:
+    def _settle(self) -> Self:
         """Return the canonical twin: no row waits for its block, every kept row is scored by the present form."""
         if self._settled is None:
             twin = self.copy()
@@ -384,14 +349,7 @@ class Sketch(store.Stored):
         other._ids.refuse_known("other", mine, theirs)
         self._ids.merge(other._ids)
 
-    # -- files, copies, equality ---------------------------------------------------------------------------
-
-    def copy(self) -> Sketch:
-        """Return an independent twin.  Cheap: arrays are shared, for none is ever written to."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._pending = list(self._pending)
-        return twin
+    # -- files, equality -----------------------------------------------------------------------------------
 
     def _taken_apart(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         parts = [store.take_apart(stream) for stream in self._settle()._streams]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import EPSILONS, FAMILIES, cuts, streams
 
 import lev
-from lev import bounds, causal, prefix, store
+from lev import bounds, causal, form, prefix, store
 from lev.demo import sample
 from lev.form import Form
 from lev.readers import open_rows
@@ -92,6 +92,37 @@ def test_nothing_is_missed_in_each_family(family):
     keys = FAMILIES[family](np.random.default_rng(3), 26, 3)
     for epsilon in (0.05, 0.4):
         assert_causal(sketch_of(keys, epsilon).lifetimes(), keys, epsilon)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(4, 7), EPSILONS, st.booleans())
+def test_rows_that_raise_the_rank_together_lower_no_score(seed, dim, epsilon, repeats):
+    """Blocks that begin below full rank: independent rows go as one, and a dependent one among them is seen."""
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(-3, 4, (14, dim)).astype(float)
+    if repeats:
+        keys[rng.permutation(14)[:4]] = keys[rng.permutation(14)[:4]]
+    assert_causal(sketch_of(keys, epsilon).lifetimes(), keys, epsilon, tight=True)
+
+
+def test_the_first_rows_of_full_rank_take_few_factorisations(monkeypatch):
+    turns = []
+    frames = form.whitening_frame
+    monkeypatch.setattr(form, "whitening_frame", lambda *parts: turns.append(parts) or frames(*parts))
+    keys = np.random.default_rng(1).standard_normal((40, 8))
+    lives = sketch_of(keys, 0.9).lifetimes()
+    assert len(turns) <= 2
+    np.testing.assert_array_equal(lives.admitted[:8], np.arange(8))
+    assert lives.mask([7])[0][:8].all()
+
+
+def test_a_row_that_just_reaches_epsilon_is_a_member():
+    """Equal rows: the last of eight scores 1/8 in its prefix, and the ones before stay with it."""
+    sketch = lev.CausalSketch(1, 0.125)
+    assert sketch.admit(np.ones((7, 1))).all()
+    assert sketch.admit([[1.0]]).all()
+    assert not sketch.admit([[1.0]]).any()
+    assert sketch.lifetimes().dropped.tolist() == [8] * 8
 
 
 def test_rows_that_dwarf_all_before_them_are_scored_row_by_row():

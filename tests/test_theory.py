@@ -5,6 +5,7 @@ import math
 import re
 import runpy
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -253,6 +254,27 @@ def test_groups_are_upper_bounds_and_close(kind):
 @few
 def test_scores_of_graded_rows_are_bracketed(seed, dim, decades):
     rounding.bracketed(rounding.graded(np.random.default_rng(seed), 9, dim, decades))
+
+
+@given(seeds, st.integers(1, 4), st.sampled_from([0, 1, 2, 4]))
+@few
+def test_scores_by_cholesky_are_bracketed_and_close(seed, dim, decades):
+    """Claim (g) of note 04, for rows in an identity frame and in a triangle's, against the rationals."""
+    keys = rounding.graded(np.random.default_rng(seed), 12, dim, decades)
+    form = Form.empty(dim).grown(keys[:8], None)[0]
+    form = form.grown(keys[8:], form.factor())[0]
+    judge, close = form.triangular(), form.factor()
+    lower, upper = judge.bracket(keys)
+    for low, score, high in zip(lower, exact.scores(keys), upper, strict=True):
+        assert low <= score <= high
+    assert judge.slack - form.inherited <= form.limit + 2 * (close.slack - form.inherited)
+    assert judge.values[0] <= close.values[0] * (1 + 1e-9)
+
+
+def test_where_cholesky_is_not_accurate_enough_eigenvalues_are_taken():
+    keys = np.random.default_rng(0).standard_normal((30, 3))
+    form = replace(Form.empty(3).grown(keys, None)[0], limit=0.0)
+    np.testing.assert_array_equal(form.triangular().values, form.factor().values)
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-7, 1e-9])

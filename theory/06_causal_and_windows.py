@@ -34,6 +34,17 @@ def block_formula(rng: np.random.Generator, dim: int) -> None:
             assert abs(prefix_scores(base, block, None, j)[i] - truth[len(base) + j]) < 1e-12
 
 
+def rising_rank(rng: np.random.Generator, dim: int) -> None:
+    """Claim 2 (c): rows that raise the rank score 1 and lower no other; one that does not raise it may."""
+    keys = np.hstack([rng.integers(-3, 4, (4, dim)), np.zeros((4, 3))])
+    keys[:, 0] = 1 + np.arange(4)  # so that no row is zero, and some share a direction
+    block = np.hstack([rng.integers(-3, 4, (3, dim)), np.triu(rng.integers(1, 9, (3, 3)))])
+    before = exact.scores(keys)
+    for i in range(3):
+        assert exact.scores([*keys, *block[: i + 1]]) == [*before, *[1] * (i + 1)]
+    assert sum(exact.scores([*keys, keys[0]])[:4]) < sum(before)
+
+
 def end_of_block() -> None:
     """Claim 3: the first of two equal rows scores 1 at its own row and 1/2 at the end."""
     assert exact.scores([[1.0]])[0] == 1
@@ -68,7 +79,8 @@ def main() -> None:
     rng = np.random.default_rng(6)
     for dim in (1, 2, 3):
         block_formula(rng, dim)
-    print("scores in every prefix of a block are one triangular solve")
+        rising_rank(rng, dim)
+    print("scores in every prefix of a block are one triangular solve; rows that raise the rank lower none")
     end_of_block()
     print("end-of-block scores miss members, as stated")
     windows(rng)
