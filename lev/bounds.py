@@ -66,6 +66,22 @@ def dot_error(length: int, unit: float = UNIT) -> float:
     return length * unit / (1 - length * unit)
 
 
+def single_error(dim: int) -> float:
+    """Return the relative rounding error of products of ``dim`` columns that are converted to float32 first.
+
+    Theory: 04, sound filters.
+    """
+    return dot_error(dim + 4, UNIT_SINGLE)
+
+
+def turned_error(dim: int) -> float:
+    """Return the rounding of ||y L||, relative to |y| ||L||_F, with the QR factorisation that L came from.
+
+    Theory: 04, frames.
+    """
+    return dot_error(3 * dim + 4)
+
+
 def power_error(p: float, terms: int = 0) -> float:
     """Return the relative rounding error of p/2-th powers, per unit of their logarithms, and of sums of ``terms``.
 

@@ -19,6 +19,7 @@ from lev.rows import Rows, concatenate
 from lev.weighting import Weighting
 
 _ROUNDS = 12  # of weighing a block against itself
+_STANDING = 0.75  # the share of all rows that may be kept when they are scored anew for want of a fresh judge
 _SETTLED = 0.95  # no round that takes off less is followed by another
 
 
@@ -66,7 +67,10 @@ class Candidates:
         now = replace(now, judge=judge).keep(rows, upper)
         crowded = now.retained > 2 * now.most() + len(rows)
         stale = now.form.rows >= 2 * judge.rows or now.fresh > 1 + judge.rank
-        return now.pruned() if crowded or stale else now
+        # while nearly all rows stand, to score them anew would drop few
+        if crowded or (stale and now.retained <= _STANDING * now.form.rows):
+            return now.pruned()
+        return now._judged() if stale else now
 
     def moved(self, epoch: int) -> Candidates:
         """Return the same candidates in units of a later epoch.  Exact, but that what underflows is gone."""
@@ -101,7 +105,7 @@ class Candidates:
         damping = 1.0 if p <= 2 else 4 / (2 + p)
         for turn in range(_ROUNDS + (p > 2)):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
-            odds = np.where(weights > 0, np.maximum(form.factor().ends(keys, scales)[1], bounds.SMALLEST_ODDS), 0)
+            odds = np.where(weights > 0, np.maximum(form.factor().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
             own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
             if p <= 2:
                 before, weights = weights.sum(), np.minimum(weights, own)
@@ -142,12 +146,15 @@ class Candidates:
         """Return the candidates with kept rows scored by the present form, those dropped that cannot reach epsilon."""
         if self.current:
             return self
-        form = self.form.simplified()
-        judge = form.factor()
-        now = replace(self, form=form, judge=judge, kept=(), fresh=0.0, current=True)
+        now = replace(self._judged(), kept=(), current=True)
         rows = concatenate([part for part in self.kept if len(part)] or [self.kept[-1]])
-        lower, upper = now._bracket(rows, judge)
+        lower, upper = now._bracket(rows, now.factor)
         return now.keep(rows, np.minimum(upper, rows.upper), lower)
+
+    def _judged(self) -> Candidates:
+        """Return the same candidates with a judge of the present form."""
+        form = self.form.simplified()
+        return replace(self, form=form, judge=form.factor(), fresh=0.0)
 
     def rated(self, upper: np.ndarray) -> Candidates:
         """Return the candidates with the upper ends known of the kept rows, and lower ends by the present form."""

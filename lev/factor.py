@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -36,6 +37,12 @@ class Factor:
         triangle = self.frame.triangle
         return self.whiten if triangle is None else triangle.whitener @ self.whiten
 
+    @cached_property
+    def lower(self) -> np.ndarray:
+        """L with L L^T = W W^T, a lower triangle: ||y L|| = ||y W|| for half the work."""
+        upper = np.asarray(np.linalg.qr(self.whiten.T, mode="r"))
+        return np.ascontiguousarray(upper.T)
+
     def bracket(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), float64 (m,): the leverage score of each row of the form lies between."""
         lower, upper = self.ends(rows)
@@ -60,19 +67,55 @@ class Factor:
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the leverage score of each row, float64 (m,), as computed."""
-        return np.minimum(self._roots(rows)[0] ** 2, 1)
+        found = backend.run(lambda piece: self._squares(*piece)[0], backend.pieces(rows, None, backend.TASK))
+        return np.minimum(np.concatenate(found), 1)
 
     def _roots(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||y W||, (m,), and what rounding may have made of it."""
-        roots, pads = zip(*backend.run(self._piece_roots, backend.pieces(rows, factors)), strict=True)
-        return np.concatenate(roots), np.concatenate(pads)
+        found = backend.run(lambda piece: self._squares(*piece), backend.pieces(rows, factors, backend.TASK))
+        squares, norms = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return np.sqrt(squares), self.reach * np.sqrt(norms)
 
-    def _piece_roots(self, piece: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+    def _squares(self, rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ||y W||^2 and |x|^2, (m,) each."""
+        if self.frame.triangle is None:
+            return self.frame.scores(rows, factors, self.lower)
         # what overflows is infinite or NaN: a row that the form knows nothing of
         with np.errstate(over="ignore", invalid="ignore"):
-            x, norms = self.frame.widen(*piece)
-            y, _ = self.frame.coordinates(x)
-            return np.linalg.norm(y @ self.whiten, axis=1), self.reach * np.sqrt(norms)
+            x, norms = self.frame.widen(rows, factors)
+            plain = Frame(np.zeros(self.rank, np.int64))
+            return plain.scores(self.frame.coordinates(x)[0], None, self.lower)[0], norms
+
+    def odds(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+        """Return upper bounds, (m,), on k^T M^+ k of each row k, times its factor, for a form M with or without it.
+
+        They are the upper ends of :meth:`ends`, or close above them for float32 rows, which are multiplied as such
+        where that is safe.  Cost: r^2 / 2 multiply-adds a row, 8 or 16 of them a cycle at best, as for the Gram matrix.
+        """
+        if not self.single(rows.dtype):
+            upper = self.ends(rows, factors)[1]
+        else:
+            upper = np.concatenate(backend.run(self._piece_odds, backend.pieces(rows, factors, backend.TASK)))
+        return np.where(upper < _HUGE, upper, np.inf)  # what overflowed may be NaN, and must pass
+
+    def _piece_odds(self, piece: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+        lower, size = self.lower.astype(np.float32), float(np.linalg.norm(self.lower))
+        squares, norms = self.frame.scores(*piece, lower)
+        unit = bounds.single_error(self.rank)
+        least = bounds.underflow(self.rank, tensor=True) * (math.sqrt(self.rank) + size)
+        rounding = 2 * (unit * size + self.reach) ** 2 * norms + 2 * least**2 * (norms > 0)
+        return self.growth * (1 + unit) * ((1 + bounds.SHARE) * squares + (1 + 1 / bounds.SHARE) * rounding)
+
+    def single(self, dtype: np.dtype) -> bool:
+        """Say whether rows of ``dtype`` may be multiplied in float32: rounding is to stay small beside the mean score.
+
+        Nothing may leave its range, so sizes are held to a power of two of 60; what underflows all the same is charged.
+        """
+        if dtype != np.float32 or self.frame.triangle is not None or not self.rank:
+            return False
+        powers = *self.frame.exponents, *np.frexp(np.linalg.norm(self.whiten))[1:]
+        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.values.sum() * (1 / self.values).sum()
+        return bool(np.abs(powers).max() <= 60 and blur <= bounds.SINGLE_BLUR * self.rank)
 
     @property
     def growth(self) -> float:
@@ -121,13 +164,10 @@ class Factor:
         With z the row's components along them and l the eigenvalue that follows, the score is at most
         sum (1 - l_i / l) z_i^2 + |y|^2 / l.  Theory: 04, sound filters.
         """
-        frame, following = self.frame, self.values[width] if width < self.rank else math.inf
+        frame, following = self.frame, self.values[width]
         weak = self.full[:, :width] * np.sqrt(1 - self.values[:width] / following)
-        single = dtype == np.float32 and frame.triangle is None and np.abs(frame.exponents).max() <= 60
-        # its padding, a part SHARE apart, is to stay small beside the mean score
-        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.values.sum() * (1 / self.values).sum()
-        single = single and blur <= bounds.SINGLE_BLUR * self.rank
-        unit = bounds.dot_error(frame.dim + 4, bounds.UNIT_SINGLE if single else bounds.UNIT)
+        single = self.single(dtype)
+        unit = bounds.single_error(frame.dim) if single else bounds.dot_error(frame.dim + 4)
         turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.triangle.whitener))
         return Filter(
             frame=frame,
@@ -138,10 +178,19 @@ class Factor:
         )
 
 
+Bound = Callable[[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray], np.ndarray]
+"""What takes rows as they came, their factors, |x|^2 and |y|^2, and returns upper bounds on their odds."""
+
+
 @functools.lru_cache(maxsize=4)  # a judge serves many blocks
 def _screen(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
-    coarse = judge.filter(judge.width(epsilon), dtype)
-    return Screen(epsilon, judge.groups(epsilon), coarse, judge.filter(judge.rank, np.dtype(np.float64)))
+    width = judge.width(epsilon)
+    found: list[Bound] = [lambda rows, factors, *_: judge.ends(rows, factors)[1]]
+    if width < judge.rank:
+        found.insert(0, judge.filter(width, dtype))
+    elif judge.single(dtype):
+        found.insert(0, lambda rows, factors, *_: judge.odds(rows, factors))
+    return Screen(epsilon, judge.groups(epsilon), found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +251,7 @@ class Screen:
 
     epsilon: float
     groups: Groups
-    coarse: Filter
-    fine: Filter
+    bounds: Sequence[Bound]  # each closer than the one before, and dearer
 
     def __call__(
         self,
@@ -215,13 +263,12 @@ class Screen:
     ) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors."""
         upper = scores_of(self.groups(totals, np.maximum(x_norms, y_norms)))
-        for bound in (self.coarse, self.fine):
+        for bound in self.bounds:
             open_ = np.flatnonzero(~(upper < self.epsilon))
-            if open_.size:
-                some = (open_, slice(None))[open_.size == len(rows)]
-                scales = None if factors is None else factors[some]
-                own = scores_of(bound(rows[some], scales, x_norms[some], y_norms[some]))
-                upper[some] = np.fmin(own, upper[some])
+            some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
+            scales = None if factors is None else factors[some]
+            own = scores_of(bound(rows[some], scales, x_norms[some], y_norms[some]))
+            upper[some] = np.fmin(own, upper[some])
         return upper
 
 

@@ -126,25 +126,18 @@ class Form:
     ) -> np.ndarray:
         """Return what ``rule`` makes of the odds, (m,): bounds on k^T M^+ k of each row times its factor.
 
-        They are infinite where a row leaves the span, and 0 for zeros alone.  Cost: 2 d r a row.
+        They are infinite where a row leaves the span, and 0 for zeros alone.  Cost: d^2 / 2 multiply-adds a row.
         """
         if judge is None or self.rank == 0:
             return rule(np.where(block.any(axis=1), np.inf, 0.0))
-        full = judge.filter(judge.rank, block.dtype)
 
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
             piece, scales = part
             with np.errstate(over="ignore", invalid="ignore"):
-                if self.frame.triangle is None:
-                    x_norms = y_norms = self.frame.norms(piece, scales)
-                    leaves = np.zeros(len(piece), bool)
-                else:
-                    x, x_norms = self.frame.widen(piece, scales)
-                    y, outside = self.frame.coordinates(x)
-                    y_norms = np.einsum("ij,ij->i", y, y)
-                    leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
-                odds = full(piece, scales, x_norms, y_norms)
-            odds[leaves] = np.inf
+                odds = judge.odds(piece, scales)
+                if self.frame.triangle is not None:
+                    x, _ = self.frame.widen(piece, scales)
+                    odds[self.frame.leaves(x, self.frame.coordinates(x)[1], self.tail, self.excuse)] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
             odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
             return rule(odds)
@@ -194,9 +187,11 @@ class Form:
         """
         unit = bounds.dot_error(self.frame.dim)
         tail, excused, triangle = float(np.linalg.norm(self.tail)), self.turns * self.excuse, self.frame.triangle
+        sizes = np.linalg.norm(whiten, axis=1)
         if triangle is None:
             once = unit * _spectral(np.abs(whiten))
-            return (1 + excused) * once, margin + _squared((1 + self.turns) * once * tail)
+            own = bounds.turned_error(self.frame.dim) * float(np.linalg.norm(sizes))
+            return own + excused * once, margin + _squared((1 + self.turns) * once * tail)
         inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
         product = inverse @ np.abs(whiten)
         once = unit * _spectral(product)
@@ -204,7 +199,8 @@ class Form:
         whole = gap + _squared((1 + self.turns) * once * tail)
         turned = once + unit * _spectral(inverse @ (square @ product))
         each = _squared((turned + self.turns * once) * tail)
-        own = 2 * once if whole <= each else turned + once
+        own = bounds.turned_error(self.frame.dim) * float(np.linalg.norm(inverse @ sizes))
+        own += once if whole <= each else turned
         return own + excused * once, margin + min(whole, each)
 
     def plain_rounding(self, size: float, inverse: float) -> tuple[float, float]:

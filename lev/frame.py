@@ -100,12 +100,15 @@ class Frame:
         backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
 
-    def norms(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
-        """Return the squared norms that :meth:`widen` returns, but for rounding."""
+    def scores(self, rows: np.ndarray, factors: np.ndarray | None, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return |x L|^2, (m,), and |x|^2 of the scaled rows x, each times its factor, L a (D, D) lower triangle.
+
+        The products are taken in the precision of the triangle.
+        """
         rows, factors = _for_kernels(rows, factors)
-        norms = np.empty(len(rows))
-        backend.kernels_of(rows).norms(rows, factors, self.scale, norms)
-        return norms
+        squares, norms = np.empty(len(rows)), np.empty(len(rows))
+        backend.kernels_of(rows).scores(rows, factors, self.scale, lower, squares, norms)
+        return squares, norms
 
     def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y, (m, r), and the part of x outside the span, (m, D - r)."""

@@ -45,9 +45,10 @@ def leverage_scores(keys: Any) -> Any:
 def _scores(keys: np.ndarray) -> np.ndarray:
     starts = [0, *range(_FIRST, len(keys), max(2048, _BLOCK // keys.shape[1]))]
     form, judge = Form.empty(keys.shape[1]), None
-    for start, end in itertools.pairwise([*starts, max(len(keys), 1)]):
-        try:
-            form, judge = form.grown(keys[start:end], judge)
-        except NonFiniteRow as error:
-            raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
-    return form.factor().scores(keys)
+    with backend.single_blas():
+        for start, end in itertools.pairwise([*starts, len(keys)]):
+            try:
+                form, judge = form.grown(keys[start:end], judge)
+            except NonFiniteRow as error:
+                raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
+        return form.factor().scores(keys)

@@ -53,7 +53,8 @@ class Weighting:
     def weights(self, odds: np.ndarray) -> np.ndarray:
         """Return v, (m,): the root of v^(2/p) + a v = a, rounded up, for odds a against a form without the row.
 
-        It is the row's own k^T M^+ k, to the power p/2, once it is in the form with weight v.
+        It is the row's own k^T M^+ k, to the power p/2, once it is in the form with weight v.  Small
+        ones may stand a few per cent above the root, which is as sound.
         """
         if self.p == 2:
             return scores_of(odds)

@@ -22,9 +22,6 @@ def test_gram_is_the_product_and_totals_are_sums(d, m, size, affine, seed):
     kernels.gram(rows, factors, scale, doubled, size, gram, norms, totals)
     np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12, atol=1e-11 * np.abs(x).max() ** 2)
     np.testing.assert_allclose(norms, np.square(x).sum(axis=1), rtol=1e-12)
-    single = np.empty(m)
-    kernels.norms(rows, factors, scale, single)
-    np.testing.assert_allclose(single, norms, rtol=1e-12)
     each = np.einsum("ij,jk,ik->i", x, precision, x)
     sums = np.add.reduceat(each, np.arange(0, m, size))
     np.testing.assert_allclose(totals, sums, atol=1e-10 * np.abs(precision).sum() * np.abs(x).max() ** 2)
@@ -37,3 +34,36 @@ def test_gram_passes_on_what_is_not_finite(bad):
     gram = np.empty((5, 5))
     kernels.gram(rows, np.ones(70), np.ones(5), np.eye(5), 64, gram, np.empty(70), np.empty(2))
     assert not np.isfinite(gram[4, 4])
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 130),
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from([np.float32, np.float64]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_scores_are_squared_norms_of_the_product(d, m, kind, unit, affine, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((m, d)).astype(kind)
+    factors, scale = rng.uniform(0.5, 2, m), np.exp2(rng.integers(-3, 4, d + affine))
+    lower = np.tril(rng.standard_normal((d + affine, d + affine))).astype(unit)
+    x = np.hstack([rows.astype(np.float64), np.ones((m, int(affine)))]) * scale * factors[:, None]
+    squares, norms = np.full(m, np.nan), np.full(m, np.nan)
+    kernels.scores(rows, factors, scale, lower, squares, norms)
+    np.testing.assert_allclose(norms, np.square(x).sum(axis=1), rtol=1e-12)
+    off = np.abs(np.sqrt(squares) - np.linalg.norm(x @ lower.astype(np.float64), axis=1))
+    assert np.all(off <= 2 * (d + 4) * np.finfo(unit).eps * np.sqrt(norms) * np.linalg.norm(lower))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("unit", [np.float32, np.float64])
+def test_a_row_that_is_not_finite_spoils_its_own_score_alone(bad, unit):
+    rows = np.ones((70, 5), np.float32)
+    rows[69, 4] = bad
+    squares = np.empty(70)
+    kernels.scores(rows, np.ones(70), np.ones(5), np.eye(5, dtype=unit), squares, np.empty(70))
+    np.testing.assert_array_equal(squares[:69], 5.0)
+    assert not np.isfinite(squares[69])

@@ -90,6 +90,17 @@ def test_nothing_is_missed_whatever_the_keys_and_the_split(data):
     assert_nothing_missed(sketch, keys, np.random.default_rng(len(keys)))
 
 
+@small_blocks
+@some
+@given(st.data())
+def test_nothing_is_missed_among_float32_rows(data):
+    families = ("gaussian", "integers", "repeated", "sparse", "heavy_tailed", "shrinking")
+    keys = np.clip(data.draw(streams(families=families, most_rows=24, most_columns=3)), -1e37, 1e37).astype(np.float32)
+    p, epsilon = data.draw(powers), data.draw(EPSILONS)
+    sketch = sketched(keys, data.draw(cuts(len(keys))), epsilon=epsilon, p=p)
+    assert_nothing_missed(sketch, keys.astype(np.float64), np.random.default_rng(len(keys)))
+
+
 def climbed(keys, p, rounds=3):
     """Return for each key queries that give it more and more weight, by reweighted least squares, all at once."""
     eye, weights, found = np.eye(keys.shape[1]), np.ones((len(keys), len(keys))), []

@@ -241,6 +241,12 @@ def test_filters_are_upper_bounds(seed):
     rounding.filters(np.random.default_rng(seed))
 
 
+@given(seeds, st.sampled_from([0, -40, 40]))
+@few
+def test_odds_in_float32_are_upper_bounds_and_close(seed, size):
+    assert rounding.single_odds(np.random.default_rng(seed), size) <= 2.0**-8
+
+
 def test_filter_is_met_with_equality():
     assert -MARGIN < rounding.filter_equality() <= 2.0**-10
 

@@ -11,7 +11,7 @@ import scipy.linalg
 
 import lev
 from lev import bounds
-from lev.factor import Factor, Filter, scores_of
+from lev.factor import Factor, scores_of
 from lev.form import Form
 from lev.frame import Frame
 
@@ -29,8 +29,11 @@ def gram_matrix(rng: np.random.Generator) -> None:
             assert error <= Fraction(bounds.gram_error(20, 3)) * absolute
 
 
-def screened(screen: Filter, factor: Factor, rows: np.ndarray) -> np.ndarray:
-    """Return what the filter says of rows, as the form would ask it."""
+def screened(factor: Factor, width: int, rows: np.ndarray) -> np.ndarray:
+    """Return what the filter of that width says of rows, as the form would ask it; the full width is of all rows."""
+    if width == factor.rank:
+        return scores_of(factor.odds(rows))
+    screen = factor.filter(width, rows.dtype)
     x, norms = factor.frame.widen(rows)
     y, _ = factor.frame.coordinates(x)
     return scores_of(screen(rows, None, norms, np.sum(y * y, axis=1)))
@@ -44,9 +47,25 @@ def filters(rng: np.random.Generator) -> None:
     odds = [exact.against(seen, row) for row in rows]
     for width in range(1, 5):
         for dtype in (np.float32, np.float64):
-            upper = screened(factor.filter(width, np.dtype(dtype)), factor, rows.astype(dtype))
+            upper = screened(factor, width, rows.astype(dtype))
             for odd, bound in zip(odds, upper, strict=True):
                 assert odd / (1 + odd) <= Fraction(float(bound))
+
+
+def single_odds(rng: np.random.Generator, size: int) -> float:
+    """(b): rows of every size that float32 has, multiplied in float32, stay below; return the largest excess.
+
+    The excess is that of rows of the size of those in the form, 2^size.
+    """
+    seen = (rng.standard_normal((40, 5)) * [8, 4, 2, 1, 0.1] * 2.0**size).astype(np.float32)
+    powers = np.append(np.full(5, size), rng.integers(-149, 60, 15))
+    rows = (rng.standard_normal((20, 5)) * 2.0 ** powers[:, None]).astype(np.float32)
+    factor = Form.empty(5).add(seen, None, 1.0)[0].simplified().factor()
+    assert factor.single(rows.dtype)
+    odds, upper = [exact.against(seen, row) for row in rows], factor.odds(rows)
+    for odd, bound in zip(odds, upper, strict=True):
+        assert odd <= Fraction(float(bound))
+    return max(float(Fraction(float(bound)) / odd - 1) for odd, bound in zip(odds[:5], upper[:5], strict=True))
 
 
 def filter_equality() -> float:
@@ -57,7 +76,7 @@ def filter_equality() -> float:
         row = np.zeros((1, 4))
         row[0, : width + 1] = 1.0, *([0.5] * width)
         odds = exact.against(seen, row[0])
-        bound = screened(factor.filter(width, np.dtype(np.float64)), factor, row)[0]
+        bound = screened(factor, width, row)[0]
         worst = max(worst, float(Fraction(float(bound)) / (odds / (1 + odds)) - 1))
     return worst
 
@@ -184,8 +203,8 @@ def main() -> None:
     rng = np.random.default_rng(5)
     gram_matrix(rng)
     filters(rng)
-    excess = max(filter_equality(), groups(rng, np.float32), groups(rng, np.float64))
-    assert excess <= 2.0**-9
+    excess = max(single_odds(rng, 0), filter_equality(), groups(rng, np.float32), groups(rng, np.float64))
+    assert excess <= 2.0**-8
     print(f"Gram margin and filters hold; filters and groups are met with equality to {excess:.1e}")
     for dim, decades in ((2, 3), (3, 6), (3, 12)):
         bracketed(graded(rng, 12, dim, decades))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lev.cpu.tile import add_gram, padded
+from lev.cpu.tile import HIGH, add_gram, padded, squares
 
 CHUNK = 64  # rows that are widened at a time: they stay in the first cache
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def widen(rows, factors, scale, out, norms):
-    """Write float64 ``factors[:, None] * rows * scale`` into ``out`` and squared row norms into ``norms``.
+    """Write ``factors[:, None] * rows * scale`` into ``out`` and squared row norms into ``norms``.
 
     ``scale`` may be one longer than the rows: the last column is then the constant 1 of affine queries.  One pass
     saves the float64 temporary, the scaled temporary and a second read for the norms.
@@ -29,18 +29,6 @@ def widen(rows, factors, scale, out, norms):
             out[i, d] = value
             total += value * value
         norms[i] = total
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def norms(rows, factors, scale, out):
-    """Write what :func:`widen` writes into ``norms``."""
-    m, d = rows.shape
-    for i in range(m):
-        total = scale[d] * scale[d] if len(scale) > d else 0.0
-        for j in range(d):
-            value = rows[i, j] * scale[j]
-            total += value * value
-        out[i] = total * factors[i] * factors[i]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -64,6 +52,23 @@ def gram(rows, factors, scale, precision, size, out, norms, totals):
     for i in range(dim):
         for j in range(i, dim):
             out[i, j] = out[j, i] = whole[i, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def scores(rows, factors, scale, lower, out, norms):
+    """Write |x L|^2 of the rows x = ``factors[:, None] * rows * scale`` into ``out`` and |x|^2 into ``norms``.
+
+    ``lower`` (dim, dim) is the lower triangle L, float32 or float64, in which the products are then taken; the squares
+    are summed in float64.  Half the work of a full square, and no product is ever written.
+    """
+    m, dim = len(rows), len(scale)
+    width, step = padded(dim), CHUNK // HIGH * HIGH
+    x, right = np.zeros((step, width), lower.dtype), np.zeros((dim, width), lower.dtype)
+    right[:, :dim] = lower
+    for start in range(0, m, step):
+        some = slice(start, min(start + step, m))
+        widen(rows[some], factors[some], scale, x, norms[some])
+        squares(x, right, dim, out[some])
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -100,19 +105,22 @@ def screen(parts, y_norms, x_norms, following, pad, growth, share, out):
 def lewis_roots(odds, p, out):
     """Write into ``out`` the root v in [0, 1] of v^(2/p) + a v = a for each odds a, or a little more.
 
-    In z = v for p < 2, z = v^(2/p) for p > 2, the equation is convex, so Newton's method from above stays above.
+    In z = v for p < 2, z = v^(2/p) for p > 2, the equation is z (1 + a z^s) = a or z (z^s + a) = a: convex, so Newton's
+    method from above stays above.  A power a step is what it costs.
     """
-    outer, inner = (2 / p, 1.0) if p < 2 else (1.0, p / 2)  # the equation is z^outer + a z^inner = a
+    s = 2 / p - 1 if p < 2 else p / 2 - 1
     for i in range(len(odds)):
         a = odds[i]
         z = min(1.0, a if p > 2 else a ** (p / 2))
         if a == np.inf:
             z = 1.0
-        elif z > 2.0**-5:  # below, the root is less than 2 % under z
+        elif z > 2.0**-5:  # below, the root is less than 4 % under z
             for _ in range(60):
-                rise = outer * z ** (outer - 1) + a * inner * z ** (inner - 1)
-                step = (z**outer + a * z**inner - a) / rise
+                power = z**s
+                left, right = (power, a) if p < 2 else (1.0, a * power)  # the equation is z (left + right) = a
+                rise = (1 + s) * left + right if p < 2 else left + (1 + s) * right
+                step = (z * (left + right) - a) / rise
                 z -= max(step, 0.0)
                 if not step > 2.0**-10 * z:
                     break
-        out[i] = z if p < 2 else z**inner
+        out[i] = z if p < 2 else z ** (p / 2)

@@ -1,65 +1,123 @@
-"""A Gram product tile by tile, each held in vector registers: rows need not be transposed, packed or many.
+"""Matrix products tile by tile, each held in vector registers: rows need not be transposed, packed or many.
 
 A compiler that vectorises loops does not keep 12 sums in registers over a loop of its own accord, and BLAS, made for
-large matrices, copies what it reads.  So this one loop is spelled out, as instructions for LLVM.
+large matrices, copies what it reads.  So this one loop is spelled out, as instructions for LLVM, for either width.
 """
 
 from __future__ import annotations
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-LANES, HIGH, WIDE = 4, 6, 2  # a tile is HIGH rows of WIDE vectors: 12 sums, 2 columns and 1 factor in 16 registers
-_VECTOR, _INT, _INT32 = ir.VectorType(ir.DoubleType(), LANES), ir.IntType(64), ir.IntType(32)
+BYTES, HIGH, WIDE = 32, 6, 2  # a tile is HIGH rows of WIDE vectors: 12 sums, 2 columns and 1 factor in 16 registers
+LANES = BYTES // 8  # of float64
+_INT, _INT32, _DOUBLE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
+
+
+class _Matrix:
+    """An array in C order, as instructions see it."""
+
+    def __init__(self, context, build, kind, value):
+        array = context.make_array(kind)(context, build, value)
+        self.build, self.data, self.width = build, array.data, cgutils.unpack_tuple(build, array.shape)[1]
+        self.vector = ir.VectorType(context.get_value_type(kind.dtype), 8 * BYTES // kind.dtype.bitwidth)
+
+    def entry(self, row, column, steps=0):
+        place = self.build.add(self.build.mul(row, self.width), self.build.add(column, _INT(steps)))
+        return self.build.gep(self.data, [place])
+
+    def vectors(self, row, column, count):
+        places = [self.entry(row, column, k * self.vector.count) for k in range(count)]
+        return [self.build.bitcast(place, self.vector.as_pointer()) for place in places]
+
+
+def _load(build, places):
+    return [build.load(place, align=4) for place in places]
+
+
+def _add_products(build, before, first, last, factor, columns):
+    """Return the tile ``before`` plus factor(k, h) * columns(k) over k = first .. last - 1, at least one."""
+    entry, loop, done = build.block, build.append_basic_block(), build.append_basic_block()
+    build.branch(loop)
+    build.position_at_end(loop)
+    k, tile = build.phi(_INT), [[build.phi(vector.type) for vector in line] for line in before]
+    right, after = _load(build, columns(k)), []
+    for h, line in enumerate(tile):
+        left = _repeated(build, build.load(factor(k, h)), right[0].type)
+        products = [build.fmul(left, vector, flags=("contract",)) for vector in right]
+        after.append([build.fadd(*pair, flags=("contract",)) for pair in zip(products, line, strict=True)])
+    following = build.add(k, _INT(1))
+    incoming = [(k, first, following)]
+    for lines in zip(tile, before, after, strict=True):
+        incoming += zip(*lines, strict=True)
+    for value, start, end in incoming:
+        value.add_incoming(start, entry)
+        value.add_incoming(end, loop)
+    build.cbranch(build.icmp_signed("<", following, last), loop, done)
+    build.position_at_end(done)
+    return after
+
+
+def _repeated(build, value, vector):
+    empty = ir.Constant(vector, ir.Undefined)
+    first = build.insert_element(empty, value, _INT32(0))
+    return build.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_INT32, vector.count), [0] * vector.count))
+
+
+def _widened(build, vector):
+    """Return the numbers of a vector as vectors of float64."""
+    if vector.type.element == _DOUBLE:
+        return [vector]
+    some, wide = ir.VectorType(_INT32, LANES), ir.VectorType(_DOUBLE, LANES)
+    starts = range(0, vector.type.count, LANES)
+    masks = [ir.Constant(some, list(range(start, start + LANES))) for start in starts]
+    return [build.fpext(build.shuffle_vector(vector, vector, mask), wide) for mask in masks]
 
 
 @intrinsic
-def _add_tile(_typing, x, m, out, i, j):
-    """Add x[:m, i : i + HIGH].T @ x[:m, j : j + WIDE * LANES] to ``out`` at [i, j]; both in C order, one width."""
+def _add_gram(_typing, x, m, out, i, j):
+    """Add the tile x[:m, i : i + HIGH].T @ x[:m, j :] to ``out`` at [i, j]."""
 
     def generate(context, build, signature, arguments):
-        rows, sums = (context.make_array(signature.args[k])(context, build, arguments[k]) for k in (0, 2))
+        rows, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (0, 2))
         m, i, j = arguments[1], arguments[3], arguments[4]
-        width = cgutils.unpack_tuple(build, rows.shape)[1]
-
-        def vector(array, row, column, step):
-            at = build.add(build.mul(row, width), build.add(column, _INT(step * LANES)))
-            return build.bitcast(build.gep(array.data, [at]), _VECTOR.as_pointer())
-
-        places = [[vector(sums, build.add(i, _INT(h)), j, w) for w in range(WIDE)] for h in range(HIGH)]
-        before = [[build.load(place, align=8) for place in line] for line in places]
-        entry, loop, done = build.block, build.append_basic_block(), build.append_basic_block()
-        build.branch(loop)
-        build.position_at_end(loop)
-        row, tile = build.phi(_INT), [[build.phi(_VECTOR) for _ in line] for line in places]
-        columns = [build.load(vector(rows, row, j, w), align=8) for w in range(WIDE)]
-        for h in range(HIGH):
-            at = build.add(build.mul(row, width), build.add(i, _INT(h)))
-            factor = _repeated(build, build.load(build.gep(rows.data, [at])))
-            for w in range(WIDE):
-                product = build.fmul(factor, columns[w], flags=("contract",))
-                tile[h][w].add_incoming(before[h][w], entry)
-                before[h][w] = build.fadd(product, tile[h][w], flags=("contract",))
-                tile[h][w].add_incoming(before[h][w], loop)
-        following = build.add(row, _INT(1))
-        row.add_incoming(_INT(0), entry)
-        row.add_incoming(following, loop)
-        build.cbranch(build.icmp_signed("<", following, m), loop, done)
-        build.position_at_end(done)
-        for h in range(HIGH):
-            for w in range(WIDE):
-                build.store(before[h][w], places[h][w], align=8)
+        places = [sums.vectors(build.add(i, _INT(h)), j, WIDE) for h in range(HIGH)]
+        before = [_load(build, line) for line in places]
+        tile = _add_products(
+            build, before, _INT(0), m, lambda k, h: rows.entry(k, i, h), lambda k: rows.vectors(k, j, WIDE)
+        )
+        for line, to in zip(tile, places, strict=True):
+            for vector, place in zip(line, to, strict=True):
+                build.store(vector, place, align=4)
         return context.get_dummy_value()
 
     return types.void(x, m, out, i, j), generate
 
 
-def _repeated(build, value):
-    empty = ir.Constant(_VECTOR, ir.Undefined)
-    first = build.insert_element(empty, value, _INT32(0))
-    return build.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+@intrinsic
+def _add_squares(_typing, x, row, matrix, j, first, last, out):
+    """Add the squares of the tile x[row : row + HIGH, first:last] @ matrix[first:last, j :] to out[:, :LANES]."""
+
+    def generate(context, build, signature, arguments):
+        rows, right, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (0, 2, 6))
+        row, j, first, last = arguments[1], arguments[3], arguments[4], arguments[5]
+        zeros = [[ir.Constant(right.vector, None)] * WIDE] * HIGH
+        lines = [build.add(row, _INT(h)) for h in range(HIGH)]
+        tile = _add_products(
+            build, zeros, first, last, lambda k, h: rows.entry(lines[h], k), lambda k: right.vectors(k, j, WIDE)
+        )
+        for h, line in enumerate(tile):
+            (place,) = sums.vectors(_INT(h), _INT(0), 1)
+            (total,) = _load(build, [place])
+            for vector in (part for each in line for part in _widened(build, each)):
+                total = build.fadd(build.fmul(vector, vector, flags=("contract",)), total, flags=("contract",))
+            build.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(x, row, matrix, j, first, last, out), generate
 
 
 @numba.njit(cache=True, nogil=True)
@@ -72,9 +130,25 @@ def padded(dim):
 def add_gram(x, m, dim, out):
     """Add the upper triangle of the Gram matrix of the first m >= 1 rows and ``dim`` columns of x to ``out``.
 
-    Both are ``padded`` columns wide; below the diagonal ``out`` gets parts of no meaning.
+    Both are ``padded`` columns wide, float64; below the diagonal ``out`` gets parts of no meaning.
     """
     step = WIDE * LANES
     for j in range(0, dim, step):
         for i in range(0, min(j + step, dim), HIGH):
-            _add_tile(x, m, out, i, j)
+            _add_gram(x, m, out, i, j)
+
+
+@numba.njit(cache=True, nogil=True)
+def squares(x, lower, dim, out):
+    """Write |x_i L|^2 of each row of x into ``out``, L the lower triangle ``lower`` of ``dim`` rows.
+
+    Both are ``padded`` columns wide, float32 or float64, and hold a multiple of HIGH rows at least as long as ``out``.
+    """
+    step = WIDE * (BYTES // x.itemsize)
+    sums = np.empty((HIGH, LANES))
+    for row in range(0, len(out), HIGH):
+        sums[:] = 0
+        for j in range(0, dim, step):
+            _add_squares(x, row, lower, j, j, dim, sums)
+        for i in range(row, min(row + HIGH, len(out))):
+            out[i] = sums[i - row].sum()
