@@ -5,7 +5,7 @@ LEV_BENCH_QUICK=1 python asv_benchmarks/report.py --stdout     a pass that only 
 """
 
 from benchmarks import common, memory
-from benchmarks.stream import streamed
+from benchmarks.stream import SAMPLE, streamed
 from output import report, table
 
 
@@ -16,6 +16,7 @@ def stream_row(shape, condition):
         "read": lambda: common.sumscan(keys),
         "gram": lambda: common.gram(keys),
         "lev": lambda: streamed(keys),
+        "sampled": lambda: streamed(keys, sample=SAMPLE),
         "gram_cholesky_solve": lambda: common.gram_cholesky_solve(keys),
     }
     seconds = common.interleaved(tasks)
@@ -61,6 +62,16 @@ def stream_table(rows):
     return table(head, lines)
 
 
+def sample_table(rows):
+    head = ["n", "d", "cond", "read ms", f"lev, sample = {SAMPLE:g}, ms", "sample / read", "sample / all rows"]
+    lines = []
+    for row in rows:
+        s = row["seconds"]
+        cells = [f"{row['n']:,}", row["d"], row["condition"], f"{s['read'] * 1e3:.0f}", f"{s['sampled'] * 1e3:.0f}"]
+        lines.append([*cells, f"{s['sampled'] / s['read']:.1f}", f"{s['sampled'] / s['lev']:.2f}"])
+    return table(head, lines)
+
+
 def measure():
     rows = [stream_row(shape, condition) for shape in common.SHAPES for condition in common.CONDITIONS]
     peaks = {dim: memory.stream_peaks(100_000 if common.QUICK else 10_000_000, dim) for dim in (16, 64)}
@@ -70,7 +81,9 @@ def measure():
 def text(result):
     peaks = ", ".join(f"{marks[-1]:.0f} MB at d = {dim}" for dim, marks in result["peak_mb"].items())
     memory_line = f"Memory above the warm interpreter at the end of a long stream: {peaks}."
-    return "\n\n".join([stream_table(result["stream"]), other_table(result["others"]), memory_line])
+    return "\n\n".join(
+        [stream_table(result["stream"]), sample_table(result["stream"]), other_table(result["others"]), memory_line]
+    )
 
 
 if __name__ == "__main__":

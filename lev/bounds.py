@@ -58,6 +58,11 @@ def max_members(total: float, epsilon: float, p: float = 2.0) -> float:
         return float(np.float64(total) ** max(1.0, p / 2) / epsilon)
 
 
+def odds_below(epsilon: float) -> float:
+    """Return a with a / (1 + a) < epsilon for all odds below it, rounded down.  Theory: 02, a row not in the form."""
+    return min(epsilon / (1 - epsilon) * (1 - dot_error(4)), 2.0**50) if epsilon < 1 else 2.0**50
+
+
 def dot_error(length: int, unit: float = UNIT) -> float:
     """Return the relative rounding error of a sum of ``length`` products, in any order.
 

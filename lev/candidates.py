@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lev import bounds
-from lev.factor import Factor
+from lev.factor import Factor, scores_of
 from lev.form import Form
 from lev.rows import Rows, concatenate
 from lev.weighting import Weighting
@@ -32,15 +32,21 @@ class Candidates:
     form: Form
     kept: tuple[Rows, ...] = ()  # rows that may still reach epsilon
     dropped: float = 0.0  # the largest bound of a row that was dropped
-    mass: float = 0.0  # the sum of the weights, for p != 2
+    mass: float = 0.0  # the sum of the weights, for p != 2; for p = 2, of the odds of rows that are not in the form
     fresh: float = 0.0  # that part of it which came after the judge
     epoch: int = 0
+    left: int = 0  # rows that are not in the form
     judge: Factor | None = None  # a factor of the form, perhaps of an earlier state of it
     current: bool = False  # whether the kept rows are scored by the present form, and so pruned
 
     @property
     def retained(self) -> int:
         return sum(map(len, self.kept))
+
+    @property
+    def seen(self) -> int:
+        """The number of rows that came."""
+        return self.form.rows + self.left
 
     @property
     def factor(self) -> Factor:
@@ -59,6 +65,10 @@ class Candidates:
         """
         epoch = self.weighting.epoch(rows.ids)
         now = replace(self.moved(max(self.epoch, epoch)), current=False)
+        if self.weighting.sample < 1:
+            now, rows = now._sifted(rows)
+            if not len(rows):
+                return now
         now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
         judge = now.judge
         if upper is None or judge is None:
@@ -81,9 +91,22 @@ class Candidates:
         mass = math.ldexp(self.mass, max(-2 * shift, -4000)) if self.weighting.p > 2 else self.mass
         return replace(self, form=form, judge=judge, mass=mass, epoch=epoch)
 
+    def _sifted(self, rows: Rows) -> tuple[Candidates, Rows]:
+        """Return the rows that are to enter the form: the sample, and what the form cannot place below epsilon."""
+        factors = None if self.weighting.decay == 1 else self._scales(rows.ids)
+        odds = self.form.sift(rows.keys, self.judge, self.epsilon, factors)
+        enter, total, most = self.weighting.sift(odds, rows.ids, self.epsilon)
+        mass = (self.mass + total) * (1 + bounds.dot_error(1))
+        dropped, left = max(self.dropped, float(scores_of(np.array(most)))), self.left + len(rows) - len(enter)
+        some = replace(rows.take(enter), upper=scores_of(odds[enter]))
+        return replace(self, mass=mass, dropped=dropped, left=left), some
+
     def _add(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
         factors = None if self.weighting.decay == 1 else self._scales(rows.ids)
-        form, upper = self.form.add(rows.keys, self.judge, self.epsilon, factors)
+        sifted = self.weighting.sample < 1  # then the rows know their bounds
+        form, upper = self.form.add(rows.keys, self.judge, None if sifted else self.epsilon, factors)
+        if sifted and form.frame is self.form.frame:
+            upper = rows.upper
         return replace(self, form=form), upper
 
     def _add_weighted(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
@@ -169,6 +192,7 @@ class Candidates:
         epoch = max(self.epoch, other.epoch)
         parts = [self.moved(epoch), other.moved(epoch)]
         form, mass = parts[0].form.merge(parts[1].form), parts[0].mass + parts[1].mass
+        left = self.left + other.left
         if self.weighting.p < 2:  # weights that were safe in a part are too large in the whole
             whole = form.factor()
             share = max(whole.share(part.form.root(), part.form.frame.exponents) for part in parts)
@@ -177,5 +201,5 @@ class Candidates:
         dropped = max(part.dropped for part in parts)
         kept = parts[0].kept + parts[1].kept
         return replace(
-            parts[0], epsilon=epsilon, form=form, mass=mass, kept=kept, dropped=dropped, current=False
+            parts[0], epsilon=epsilon, form=form, mass=mass, kept=kept, dropped=dropped, left=left, current=False
         ).pruned()

@@ -17,7 +17,7 @@ from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.checks import check_fraction, check_integer, check_positive, check_power
 from lev.form import Form
-from lev.ids import Ids
+from lev.ids import Ids, mixed
 from lev.incoming import incoming
 from lev.lewis import sensitivities
 from lev.rows import Rows, concatenate
@@ -300,12 +300,5 @@ def _held(rate: float, shares: np.ndarray) -> np.ndarray:
 
 def _uniform(seed: int, ids: np.ndarray) -> np.ndarray:
     """Return one number in (0, 1) for each id, a hash of it and the seed (splitmix64)."""
-    seeded = _mixed(np.array([seed % 2**64], np.uint64))
-    return ((_mixed(_mixed(ids.astype(np.uint64)) ^ seeded) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-    return bits ^ (bits >> np.uint64(31))
+    seeded = mixed(np.array([seed % 2**64], np.uint64))
+    return ((mixed(mixed(ids.astype(np.uint64)) ^ seeded) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import bounds
 from lev.form import Form

@@ -236,6 +236,8 @@ class Filter:
         return upper
 
     def _parts(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        if not self.probe.shape[1]:
+            return np.empty((len(rows), 0))  # what BLAS makes of no columns takes longer
         if self.probe.dtype != np.float32:
             return self.frame.widen(rows, factors)[0] @ self.probe
         d = rows.shape[1]

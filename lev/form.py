@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import backend, bounds
-from lev.factor import Factor, Groups, Screen
+from lev.factor import Bound, Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
@@ -81,7 +81,8 @@ class Form:
         if judge is None or self.rank == 0:
             return form._stepwise(block, np.arange(len(block)), factors, step), None
         screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
-        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, backend.TASK))
+        size = backend.PIECE if screen is None else backend.TASK  # groups need whole tasks
+        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, size))
         energy = sum(part.energy for part in parts)
         grown = replace(
             form,
@@ -95,9 +96,11 @@ class Form:
             return form._stepwise(block, _worst_first(block, judge, factors, leaves), factors, step), None
         return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
 
-    def grown(self, block: np.ndarray, judge: Factor | None) -> tuple[Form, Factor | None]:
+    def grown(
+        self, block: np.ndarray, judge: Factor | None, factors: np.ndarray | None = None
+    ) -> tuple[Form, Factor | None]:
         """Return the form with ``block`` added, its rows not bounded, and a judge for the next block."""
-        form, _ = self.add(block, judge)
+        form, _ = self.add(block, judge, None, factors)
         return form, judge if form.frame is self.frame else form.factor()
 
     def _measure(self, piece: np.ndarray, factors: np.ndarray | None, screen: Screen | None) -> _Part:
@@ -116,6 +119,46 @@ class Form:
                 leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
             upper = x_norms if screen is None else screen(piece, factors, totals, x_norms, y_norms)
             return _Part(gram, energy, leaves, upper)
+
+    def sift(
+        self, block: np.ndarray, judge: Factor | None, epsilon: float, factors: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return bounds on the odds, (m,): k^T M^+ k of each row times its factor, tight where they may reach epsilon.
+
+        They are infinite where a row leaves the span.  Raises NonFiniteRow.  Cost: one read, a norm and 2 d w float32
+        operations a row, w as in :meth:`Factor.width`, and 2 d r more for each row that these cannot place.
+        """
+        screen = None if judge is None or self.rank == 0 else judge.screen(epsilon, block.dtype)
+        limit = bounds.odds_below(epsilon)
+
+        def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+            piece, scales = part
+            odds = np.full(len(piece), np.inf)
+            for bound in screen.bounds if screen is not None else ():
+                open_ = np.flatnonzero(~(odds < limit))
+                some = slice(None) if len(open_) == len(piece) else open_
+                with np.errstate(over="ignore", invalid="ignore"):
+                    own = self._odds(piece[some], None if scales is None else scales[some], bound)
+                odds[some] = np.fmin(odds[some], own)
+            return odds
+
+        odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 4 * backend.TASK)))
+        high = np.flatnonzero(np.isinf(odds))  # as what is not finite is
+        finite = np.isfinite(block[high]).all(axis=1)
+        if not finite.all():
+            raise NonFiniteRow(int(high[finite.argmin()]))
+        return odds
+
+    def _odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound) -> np.ndarray:
+        """Return bounds on the odds of rows, (m,), infinite where a row leaves the span."""
+        if self.frame.triangle is None:
+            norms = self.frame.norms(rows, factors)
+            return bound(rows, factors, norms, norms)
+        x, norms = self.frame.widen(rows, factors)
+        y, outside = self.frame.coordinates(x)
+        odds = bound(rows, factors, norms, np.einsum("ij,ij->i", y, y))
+        odds[self.frame.leaves(x, outside, self.tail, self.excuse)] = np.inf
+        return odds
 
     def weigh(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import backend, bounds
 
@@ -99,6 +99,13 @@ class Frame:
         x, norms = np.empty((len(rows), self.dim)), np.empty(len(rows))
         backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
+
+    def norms(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+        """Return the squared norms that :meth:`widen` returns, but for rounding."""
+        rows, factors = _for_kernels(rows, factors)
+        norms = np.empty(len(rows))
+        backend.kernels_of(rows).norms(rows, factors, self.scale, norms)
+        return norms
 
     def scores(self, rows: np.ndarray, factors: np.ndarray | None, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return |x L|^2, (m,), and |x|^2 of the scaled rows x, each times its factor, L a (D, D) lower triangle.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import bounds
 from lev.eliminate import Coordinates

@@ -63,6 +63,12 @@ def _sandwich(stream: Candidates) -> tuple[float, float]:
     return low * (1 - slack) ** (p / 2), high * (1 + slack) ** (p / 2)
 
 
+def slack(stream: Candidates) -> float:
+    """Return the most that the ends of a normaliser, and so those of a sensitivity, can be apart, as a factor."""
+    low, high = _sandwich(stream)
+    return high / low if low > 0 else math.inf
+
+
 def heavy_hitters(
     stream: Candidates,
     queries: np.ndarray,
@@ -73,12 +79,14 @@ def heavy_hitters(
 ) -> sparse.csr_array:
     """Return the entries decay^(now-j) |<q,k_j>|^p / sum that may reach epsilon, as a (queries, width) CSR array.
 
-    For p != 2 they are upper ends, and the attribute ``lower`` holds the lower ends.  ``known`` are ends of the sums at
-    the time ``now``, (queries,) each, known from elsewhere: they narrow the ends of entries but leave none out.
+    For p != 2, and for a sample of the rows, they are upper ends, and the attribute ``lower`` holds the lower ends.
+    ``known`` are ends of the sums at the time ``now``, (queries,) each, known from elsewhere: they narrow the ends of
+    entries but leave none out.
     Cost: (r + number of kept rows) d a query.
     """
     p, rows = stream.weighting.p, stream.kept[0]
-    if p == 2:
+    exact = p == 2 and stream.weighting.sample == 1
+    if exact:
         rows = rows.take(rows.upper >= epsilon)
     rows = rows.take(np.argsort(rows.ids))
     scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
@@ -91,7 +99,7 @@ def heavy_hitters(
     def entries(part: slice) -> list[np.ndarray]:
         root, logits = roots[part, None], np.abs(scaled[part] @ keys.T)
         ratios = np.divide(logits, root, out=np.zeros_like(logits), where=root > 0)
-        if p == 2:
+        if exact:
             return [np.where(ratios**2 >= epsilon * low, np.minimum(ratios**2, 1), 0)]
         # a small power of what is only rounding is not small; and the rows kept are a part of the normaliser
         blur = np.linalg.norm(scaled[part], axis=1, keepdims=True) * blurs

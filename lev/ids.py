@@ -71,6 +71,13 @@ class Ids:
         return Ids(max(self.following, other.following), _joined(ordered))
 
 
+def mixed(bits: np.ndarray) -> np.ndarray:
+    """Return a hash of each of the uint64 ``bits``: near ids give numbers that look random (splitmix64)."""
+    out = np.empty_like(bits)
+    backend.kernels_of(bits).mixed(bits, out)
+    return out
+
+
 def _check_end(end: int) -> None:
     if end > _END:
         raise ValueError(f"indices must be below 2**53; got {end - 1}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import backend, bounds
 from lev.checks import check_epsilon, check_fraction, check_power

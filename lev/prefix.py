@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from lev import bounds, heavy
 from lev.factor import Factor, proved_ends, scores_of

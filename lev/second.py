@@ -16,6 +16,7 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.candidates import Candidates
+from lev.form import Form
 from lev.rows import Rows
 
 _TOGETHER = 8  # rows that are refined in one pass over the stream
@@ -43,6 +44,21 @@ class Replay:
             seen += len(rows)
         if seen != self.count:
             raise ValueError(f"keys must be the {self.count} rows of the sketch; got {seen}")
+
+
+def complete(stream: Candidates, replay: Replay) -> Candidates:
+    """Return candidates for p = 2 whose form had a sample of the rows with all of them in it, and so exact.
+
+    Cost: O(n d^2); memory O(d^2).
+    """
+    weighting, form, judge = replace(stream.weighting, sample=1.0), Form.empty(stream.form.frame.dim), None
+    for keys, ids in replay:
+        for start in range(0, len(keys), backend.TASK):
+            part = slice(start, start + backend.TASK)
+            factors = None if weighting.decay == 1 else weighting.scales(ids[part], stream.epoch)
+            form, judge = form.grown(keys[part], judge, factors)
+    whole = replace(stream, weighting=weighting, form=form, mass=0.0, left=0, judge=None, current=False)
+    return whole.pruned()
 
 
 @dataclass(frozen=True, eq=False)

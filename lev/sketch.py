@@ -25,7 +25,7 @@ from lev.ids import Ids
 from lev.incoming import Fed, asked_for, known_ends
 from lev.lewis import lp_universal_set
 from lev.rows import Rows, concatenate, stacked
-from lev.second import Replay, tighten
+from lev.second import Replay, complete, tighten
 from lev.universal import UniversalSet
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
@@ -47,10 +47,12 @@ class Sketch(Fed, store.Stored):
     decay : entries fall by this factor with each id: the weights are decay^(t-j) |<q,k_j>|^p at time t
     payload_dim : columns of the rows that may travel with the keys, such as the values of a cache
     intercept : also for affine queries <q,k> + b, that is, centred scores (Theory: 01)
+    sample : the share in (0, 1] of the rows that enter the form; below 1 the set is larger and its scores are upper
+        ends, for fewer operations a row (p = 2, no heads).  Theory: 15, sampled forms
 
-    Guarantee: exact up to rounding for p = 2, a superset for other p.  {sensitivity >= epsilon} is always in the
-    universal set, and every member of an ``exact`` one reaches epsilon (1 - 2 margin), margin as in
-    :func:`lev.bounds.margin`.  For p = 2 at most rank / epsilon rows are retained, whatever the length of the
+    Guarantee: exact up to rounding for p = 2, a superset for other p and for a sample.  {sensitivity >=
+    epsilon} is always in the universal set, and every member of an ``exact`` one reaches epsilon (1 - 2 margin), margin
+    as in :func:`lev.bounds.margin`.  For p = 2 at most rank / epsilon rows are retained, whatever the length of the
     stream, its order and its split into updates and sketches; for other p at most V^max(1, p/2) / epsilon, where V
     grows with the logarithm of the stream's length.  With decay, directions not seen for so long that they sink
     below the resolution are released, and the rank falls.
@@ -79,11 +81,15 @@ class Sketch(Fed, store.Stored):
         decay: float = 1.0,
         payload_dim: int = 0,
         intercept: bool = False,
+        sample: float = 1.0,
     ) -> None:
         super().__init__(dim, epsilon, heads, start, payload_dim, intercept)
         self.p = check_power(p)
         self.decay = check_fraction("decay", decay)
-        form, weighting = Form.empty(self.dim + self.intercept), Weighting(self.p, self.decay)
+        self.sample = check_fraction("sample", sample)
+        if self.sample < 1 and (self.p != 2 or self.heads):
+            raise ValueError(f"sample must be 1 with heads or p != 2; got sample={sample!r}, p={p!r}, heads={heads!r}")
+        form, weighting = Form.empty(self.dim + self.intercept), Weighting(self.p, self.decay, self.sample)
         self._streams = [Candidates(self.epsilon, weighting, form, (self._no_rows(),))] * len(self._masked)
 
     # -- what it holds -------------------------------------------------------------------------------------
@@ -91,7 +97,7 @@ class Sketch(Fed, store.Stored):
     @property
     def count(self) -> int:
         """The number of rows seen, padding included (of each head)."""
-        return self._streams[0].form.rows + self._waiting
+        return self._streams[0].seen + self._waiting
 
     @property
     def retained(self) -> int:
@@ -122,11 +128,22 @@ class Sketch(Fed, store.Stored):
         """
         return bounds.resolution(self.dim + self.intercept)
 
+    @property
+    def slack(self) -> Any:
+        """By what factor scores may be above sensitivities, and the ends of a normaliser apart; (*heads,) with heads.
+
+        For p = 2 it is 1 but for rounding or, with a sample, a proof that holds for any stream: rows in no special
+        order score about 1 / sample too high.  Theory: 12, online Lewis weights and decay; 15, sampled forms.
+        """
+        found = [heavy.slack(stream) for stream in self._settle()._streams]
+        return np.reshape(found, self.heads) if self.heads else found[0]
+
     def __repr__(self) -> str:
         heads = f", heads={self.heads}" if self.heads else ""
         decay = f", decay={self.decay:g}" if self.decay != 1 else ""
+        sample = f", sample={self.sample:g}" if self.sample != 1 else ""
         return (
-            f"Sketch(dim={self.dim}, epsilon={self.epsilon:g}, p={self.p:g}{heads}{decay}, count={self.count}, "
+            f"Sketch(dim={self.dim}, epsilon={self.epsilon:g}, p={self.p:g}{heads}{decay}{sample}, count={self.count}, "
             f"retained={self.retained})"
         )
 
@@ -181,8 +198,9 @@ class Sketch(Fed, store.Stored):
         """
         if self.heads and self.p == 2:
             return max(_SMALLEST_BLOCK, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
-        largest = max(_SMALLEST_BLOCK, _BLOCK_NUMBERS // self.dim // len(self._streams))
-        seen = self._streams[0].form.rows
+        most = _BLOCK_NUMBERS * (4 if self.sample < 1 else 1)
+        largest = max(_SMALLEST_BLOCK, most // self.dim // len(self._streams))
+        seen = self._streams[0].seen
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
 
     def _stream(self, rows: Rows) -> None:
@@ -244,8 +262,9 @@ class Sketch(Fed, store.Stored):
 
         ``keys`` are all rows seen, in order: an array (n, dim), or an iterable of blocks that can be read many times.
         For p != 2 a sketch holds a superset; here the sensitivity of each row it holds is bounded from both sides
-        until epsilon is decided or rounding forbids it, so ``exact`` is usually True.  For p = 2 the set is exact as it
-        is, and no row is read.  Guarantee: as for :meth:`universal_set`.
+        until epsilon is decided or rounding forbids it, so ``exact`` is usually True.  For p = 2 with a sample all rows
+        are added to the form in one pass, which makes the set exact; without one it is exact as it is, and no row is
+        read.  Guarantee: as for :meth:`universal_set`.
         Cost: some passes, O(n d^2) for each row that the first pass left undecided; memory O(d^2).
         Raises TypeError, and ValueError for p < 1 (not convex), for heads, and if the rows are not as many.
         Theory: 05, duality; 12, online Lewis weights and decay.
@@ -253,12 +272,15 @@ class Sketch(Fed, store.Stored):
         epsilon = check_answerable(epsilon, self.epsilon)
         if self.heads or self.p < 1:
             raise ValueError(f"second_pass needs heads=() and p >= 1; this sketch has heads={self.heads}, p={self.p:g}")
-        if self.p == 2:
+        if self.p == 2 and self.sample == 1:
             return self._members(0, epsilon)
         (stream,) = self._settle()._streams
         replay = Replay(keys, self.dim, self._ids.spans[0][0] if self._ids.spans else 0, self.count)
         twin = self._settle().copy()
-        twin._streams = [replace(stream, kept=(tighten(stream, replay, epsilon),))]
+        if self.p == 2:
+            twin._streams = [complete(stream, replay)]
+        else:
+            twin._streams = [replace(stream, kept=(tighten(stream, replay, epsilon),))]
         twin._settled = twin
         return twin._members(0, epsilon)
 
@@ -281,8 +303,8 @@ class Sketch(Fed, store.Stored):
         the last of ``heads`` may be a multiple of the keys', for grouped queries.  The result is a float64
         ``scipy.sparse.csr_array`` (m, width), sorted columns, column = id of the key; ``width`` is 1 + the largest id
         seen by default; with heads a list of them, in C order.  For p = 2 its data are the exact entries.  For other
-        p they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a csr_array of the same
-        entries' proved lower ends.  Cost: (rank + retained) d a query.
+        p, and with a sample, they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a
+        csr_array of the same entries' proved lower ends.  Cost: (rank + retained) d a query.
         ``normalizer``: ends (lower, upper), each (*heads, m), of the sums where they are known better, as from
         :meth:`lev.Coreset.bracket` or :meth:`lev.LiftedSketch.normalizer`.  For p != 2 they narrow both ends of each
         entry, within what is proved, which then hold as far as they do; no entry is left out because of them.
@@ -339,7 +361,7 @@ class Sketch(Fed, store.Stored):
             raise TypeError(f"other must be a Sketch; got {type(other).__name__}")
         if other is self or (other._streams[0].form is self._streams[0].form and self._streams[0].form.rows):
             raise ValueError("other is this sketch itself or its copy; its rows would count twice")
-        for name in ("dim", "p", "decay", "heads", "payload_dim", "intercept"):
+        for name in ("dim", "p", "decay", "heads", "payload_dim", "intercept", "sample"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
                     f"other has {name}={getattr(other, name)!r}; merging needs {name}={getattr(self, name)!r}"
@@ -355,12 +377,13 @@ class Sketch(Fed, store.Stored):
         parts = [store.take_apart(stream) for stream in self._settle()._streams]
         streams = [{**fields, "masked": int(self._masked[head])} for head, (fields, _) in enumerate(parts)]
         fields = {name: getattr(self, name) for name in _ARGUMENTS}
+        fields |= {"sample": self.sample} if self.sample < 1 else {}
         fields |= {"next": self._ids.following, "spans": self._ids.spans, "streams": streams}
         return fields, store.numbered(tensors for _, tensors in parts)
 
     @classmethod
     def _put_together(cls, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sketch:
-        arguments = {name: fields[name] for name in _ARGUMENTS}
+        arguments = {name: fields[name] for name in _ARGUMENTS} | {"sample": fields.get("sample", 1.0)}
         sketch = cls(**{**arguments, "heads": tuple(arguments["heads"])})
         parts = store.parts_of(tensors, len(sketch._streams))
         sketch._streams = [

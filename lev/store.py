@@ -5,12 +5,14 @@ A sketch file is a safetensors file whose only metadata key, ``lev``, is JSON wi
 ``format``      1
 ``checksum``    BLAKE2b-128 over the rest of this JSON and every tensor's name, dtype, shape and bytes
 ``dim, epsilon, p, decay, heads, payload_dim, intercept``    the arguments of ``lev.Sketch``
+``sample``      one more of them, present if it is not 1
 ``next``        the id that the next row gets by default
 ``spans``       [first, last + 1] of each run of ids that were given by default
 ``streams``     for each head, in C order, the scalars of its stream: ``dropped``, the largest bound any row had when it
-                was dropped; ``mass``, the sum of the weights (p != 2); ``epoch``, the power of two in which scales of
-                rows are (decay); ``masked``, how many rows were padding; and ``rows, sums, excuse, turns, inherited,
-                limit`` of ``lev.form.Form``
+                was dropped; ``mass``, the sum of the weights (p != 2) or of the odds of rows that are not in the form
+                (sample); ``left``, how many those are, present if there are any; ``epoch``, the power of two in which
+                scales of rows are (decay); ``masked``, how many rows were padding; and ``rows, sums, excuse, turns,
+                inherited, limit`` of ``lev.form.Form``
 
 and whose tensors are, for head number h,
 
@@ -142,6 +144,8 @@ def take_apart(stream: Candidates) -> tuple[dict[str, Any], dict[str, np.ndarray
     (rows,) = stream.kept
     fields, tensors = take_form(stream.form)
     fields |= {name: getattr(stream, name) for name in _STREAM_SCALARS}
+    if stream.left:
+        fields["left"] = stream.left
     return fields, tensors | take_rows(rows.take(np.argsort(rows.ids)))
 
 
@@ -151,7 +155,7 @@ def put_together(
     """Return the state of one stream from its parts.  Raises ValueError, TypeError and KeyError."""
     form = put_form(fields, tensors, empty.form.frame.dim)
     rows = put_rows(tensors, columns, payload_columns)
-    stream = {name: fields[name] for name in _STREAM_SCALARS}
+    stream = {name: fields[name] for name in _STREAM_SCALARS} | {"left": fields.get("left", 0)}
     check_scalars(stream.values())
     return replace(empty, form=form, kept=(rows,), **stream).rated(rows.upper)
 

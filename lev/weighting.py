@@ -3,7 +3,8 @@
 Entries decay^(t - j) |<q,k_j>|^p are those of keys scaled by decay^(-j/p), so decay is a scale for each row, taken
 against a common power of two that moves on with the stream.  Row j enters the form M with the factor v_j^(1/2-1/p),
 where v_j >= (k_j^T M^+ k_j)^(p/2) is found as it comes; any such v proves bounds, and for p = 2 the factor is 1.
-Theory: 05, certificates; 12, online Lewis weights and decay.
+For p = 2 rows may also stay out of the form, all but a sample: the sum of their odds says what that costs.
+Theory: 05, certificates; 12, online Lewis weights and decay; 15, sampled forms.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _TINY = float(np.finfo(np.float64).tiny)  # a sum of weights below it has lost d
 
 @dataclass(frozen=True)
 class Weighting:
-    """The power of the entries, and how they fall with each id."""
+    """The power of the entries, how they fall with each id, and which rows enter the form whatever they are."""
 
     p: float = 2.0
     decay: float = 1.0
+    sample: float = 1.0  # the share of the rows that enter; below 1 only for p = 2
 
     @cached_property
     def _step(self) -> int:
@@ -49,6 +51,16 @@ class Weighting:
     def scales(self, ids: np.ndarray, epoch: int) -> np.ndarray:
         """Return the scale of each row in the form, (m,), in units of 2^epoch; rows of long ago may get 0."""
         return np.exp2(self.exponents(ids, epoch))
+
+    def sift(self, odds: np.ndarray, ids: np.ndarray, epsilon: float) -> tuple[np.ndarray, float, float]:
+        """Return which rows are to enter the form, and the sum and the largest of the odds of the others.
+
+        Those enter that may reach epsilon, and those whose ids are in the sample, whatever else comes.
+        """
+        places = np.empty(len(odds), np.int64)
+        share = np.uint64(self.sample * 2.0**64)
+        count, total, most = backend.kernels_of(odds).sift(odds, ids, bounds.odds_below(epsilon), share, places)
+        return places[:count], total * (1 + bounds.dot_error(len(odds))), most
 
     def weights(self, odds: np.ndarray) -> np.ndarray:
         """Return v, (m,): the root of v^(2/p) + a v = a, rounded up, for odds a against a form without the row.
@@ -78,10 +90,10 @@ class Weighting:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return proved (lower, upper), (m,), of sensitivities from those of s^2 k^T M^+ k, s the scale of the row.
 
-        With t the latter and V the mass, t^(p/2) is one end and V^(p/2-1) t^(p/2) the other.
+        With t the latter and V the mass, t^(p/2) is one end and V^(p/2-1) t^(p/2) the other; for p = 2 t and t/(1+V).
         """
         if self.p == 2:
-            return np.minimum(lower, 1), np.minimum(upper, 1)
+            return np.minimum(lower, 1) / (1 + mass), np.minimum(upper, 1)
         alive = upper > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             seen = math.log(max(mass, _TINY)) - (2 * np.log(scales) if self.p > 2 else 0.0)
@@ -113,7 +125,7 @@ class Weighting:
         With decay and p > 2 rows outgrow their weights as they age, and the oldest may have the id 0.
         """
         if self.p == 2 or not rows:
-            return 1.0, 1.0
+            return 1.0, 1.0 + mass
         spread = (1 - self.p / 2) * math.log(max(mass, _TINY))
         slack = bounds.power_error(self.p, rows) * (1 + abs(spread))
         if self.p < 2:

@@ -88,6 +88,7 @@ def test_importing_lev_is_light():
     code = "import sys, lev; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not heavy & {name.split(".")[0] for name in loaded}
+    assert not {"scipy.linalg", "scipy.sparse", "scipy.optimize"} & set(loaded)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -37,6 +37,7 @@ many = importlib.import_module("13_heads")
 planted = importlib.import_module("09_planted_keys")
 even = importlib.import_module("10_even_powers")
 coresets = importlib.import_module("11_coresets")
+sampled = importlib.import_module("15_sampled_forms")
 
 MARGIN = bounds.margin(np.dtype(np.float64))
 few = settings(max_examples=25, derandomize=True)
@@ -224,6 +225,18 @@ def test_merge_refuses_rows_seen_twice():
     for other in (sketch, sketch.copy()):
         with pytest.raises(ValueError, match="other"):
             sketch.merge(other)
+
+
+# -- 15 ----------------------------------------------------------------------------------------------------
+
+
+@given(small, thresholds, st.lists(st.booleans(), min_size=12, max_size=12))
+def test_sampled_forms(keys, epsilon, sample):
+    sampled.check(keys.astype(int), np.array(sample), Fraction(epsilon))
+    # in one direction, with equal rows, the library's slack is met
+    equal = lev.Sketch(1, 0.01, sample=1e-9).update(np.ones((600, 1)))
+    assert equal.slack == pytest.approx(600 / 256, rel=2e-3)
+    np.testing.assert_allclose(equal.normalizer([[1.0]]), [[256], [600]], rtol=1e-2)
 
 
 # -- 04 ----------------------------------------------------------------------------------------------------

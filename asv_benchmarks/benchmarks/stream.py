@@ -13,7 +13,11 @@ from .common import (
     make_heads,
     make_keys,
     qr,
+    sumscan,
 )
+
+SAMPLE = 1 / 16
+"""The share of the rows that enters the form of a sampled sketch."""
 
 
 def streamed(keys, epsilon=EPSILON, **arguments):
@@ -41,6 +45,25 @@ class Ratios:
     def track_speedup_over_qr(self, shape, condition):
         seconds = interleaved({"lev": lambda: streamed(self.keys), "peer": lambda: qr(self.keys)}, 2)
         return seconds["peer"] / seconds["lev"]
+
+
+class Sampled:
+    """A sample of the rows in the form, beside all of them and beside one sum over the keys."""
+
+    params = (SHAPES, CONDITIONS)
+    param_names = ("shape", "condition")
+    unit = "ratio"
+
+    def setup(self, shape, condition):
+        keys = make_keys(*shape, condition)
+        tasks = {"read": lambda: sumscan(keys), "all": lambda: streamed(keys)}
+        self.seconds = interleaved({**tasks, "sampled": lambda: streamed(keys, sample=SAMPLE)}, 5)
+
+    def track_time_over_read(self, shape, condition):
+        return self.seconds["sampled"] / self.seconds["read"]
+
+    def track_time_over_all_rows(self, shape, condition):
+        return self.seconds["sampled"] / self.seconds["all"]
 
 
 class NearThreshold:

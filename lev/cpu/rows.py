@@ -32,6 +32,18 @@ def widen(rows, factors, scale, out, norms):
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def norms(rows, factors, scale, out):
+    """Write what :func:`widen` writes into ``norms``."""
+    m, d = rows.shape
+    for i in range(m):
+        total = scale[d] * scale[d] if len(scale) > d else 0.0
+        for j in range(d):
+            value = rows[i, j] * scale[j]
+            total += value * value
+        out[i] = total * factors[i] * factors[i]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def gram(rows, factors, scale, precision, size, out, norms, totals):
     """Write the Gram matrix of ``factors[:, None] * rows * scale`` into ``out``, squared row norms into ``norms``.
 
@@ -99,6 +111,39 @@ def screen(parts, y_norms, x_norms, following, pad, growth, share, out):
         odds = own * bound + rounding * x_norms[i]
         # float32 overflow gives NaN or infinity here, which must pass
         out[i] = odds if odds < 1e300 else np.inf
+
+
+@numba.njit(cache=True, nogil=True)
+def mix(bits):
+    """Return a hash of the uint64 ``bits`` (splitmix64)."""
+    bits += np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def mixed(bits, out):
+    """Write into ``out`` a hash of each of the uint64 ``bits``."""
+    for i in range(len(bits)):
+        out[i] = mix(bits[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def sift(odds, ids, limit, share, out):
+    """Write into ``out`` the places of rows whose odds reach ``limit`` or whose id has a hash below ``share``.
+
+    Returns how many there are, and the sum and the largest of the other odds.
+    """
+    count, total, most = 0, 0.0, 0.0
+    for i in range(len(odds)):
+        if odds[i] < limit and mix(np.uint64(ids[i])) >= share:
+            total += odds[i]
+            most = max(most, odds[i])
+        else:
+            out[count] = i
+            count += 1
+    return count, total, most
 
 
 @numba.njit(cache=True, nogil=True)

@@ -30,6 +30,7 @@ def sketches() -> dict[str, Any]:
         "plain": lev.Sketch(5, 0.05).update(rows.astype(np.float32)),
         "low_rank": lev.Sketch(4, 0.05).update(low),
         "intercept_payload": more.update(rows, payload=rows[:, :2]),
+        "sampled": lev.Sketch(5, 0.05, sample=1 / 16).update(rows),
         "causal": lev.CausalSketch(5, 0.05).update(rows),
         "window": lev.SlidingWindowSketch(5, 0.05, 150).update(rows),
     }
