@@ -18,6 +18,8 @@ import numpy as np
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+_COPIED = 2**16  # numbers of one task that copies
+
 LARGEST_EXACT = 2**53
 """Integers beyond this do not fit a float64."""
 
@@ -112,6 +114,21 @@ def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
         raise ValueError(f"{name} must be finite; row {row + offset} holds NaN or infinity")
 
 
+def finite_copy(name: str, array: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Return a copy of rows in the same memory order, on all cores.  Raises as :func:`check_finite` does."""
+    copy = np.empty_like(array)
+    source, target = (rows.ravel(order="K") for rows in (array, copy))
+
+    def taken(part: slice) -> bool:
+        target[part] = source[part]  # what is read again is still in cache
+        return bool(np.isfinite(target[part]).all())
+
+    parts = [slice(start, start + _COPIED) for start in range(0, len(source), _COPIED)]
+    if not all(run(taken, parts) if len(parts) > 1 else map(taken, parts)):
+        check_finite(name, array, offset)
+    return copy
+
+
 def indices(name: str, values: Any, count: int) -> np.ndarray:
     """Return ``values`` as a vector of int64 in [0, count).  Raises TypeError and ValueError."""
     asked, _ = intake(name, values)
@@ -130,6 +147,13 @@ def kernels_of(array: object) -> ModuleType:
 
         return rows
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
+
+
+def block_kernels() -> ModuleType:
+    """Return the kernels for a block of many heads; see :func:`kernels_of`."""
+    from lev.cpu import blocks
+
+    return blocks
 
 
 PIECE = 1024

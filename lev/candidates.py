@@ -56,6 +56,10 @@ class Candidates:
     def _scales(self, ids: np.ndarray) -> np.ndarray:
         return self.weighting.scales(ids, self.epoch)
 
+    def factors(self, ids: np.ndarray) -> np.ndarray | None:
+        """Return what rows are multiplied by in the form for p = 2, (m,); None where that is 1."""
+        return None if self.weighting.decay == 1 else self._scales(ids)
+
     # -- add -----------------------------------------------------------------------------------------------
 
     def absorb(self, rows: Rows) -> Candidates:
@@ -102,9 +106,9 @@ class Candidates:
         return replace(self, mass=mass, dropped=dropped, left=left), some
 
     def _add(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
-        factors = None if self.weighting.decay == 1 else self._scales(rows.ids)
         sifted = self.weighting.sample < 1  # then the rows know their bounds
-        form, upper = self.form.add(rows.keys, self.judge, None if sifted else self.epsilon, factors)
+        epsilon = None if sifted else self.epsilon
+        form, upper = self.form.add(rows.keys, self.judge, epsilon, self.factors(rows.ids))
         if sifted and form.frame is self.form.frame:
             upper = rows.upper
         return replace(self, form=form), upper

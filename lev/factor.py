@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -280,11 +281,11 @@ def scores_of(odds: np.ndarray) -> np.ndarray:
         return np.minimum(1 / (1 + 1 / odds) * (1 + 2.0**-51), 1.0)
 
 
-def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float) -> tuple[np.ndarray, np.ndarray]:
+def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper) of squares of ``roots`` that are off by ``pads``, in a form that is off by ``slack``."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.maximum(roots - pads, 0) ** 2 * max(0.0, 1 - slack), (roots + pads) ** 2 * _growth(slack)
+        return np.maximum(roots - pads, 0) ** 2 * np.maximum(0.0, 1 - slack), (roots + pads) ** 2 * _growth(slack)
 
 
-def _growth(slack: float) -> float:
-    return 1 / (1 - slack) if slack < 1 else _HUGE
+def _growth(slack: Any) -> Any:
+    return 1 / np.fmax(1 - slack, 1 / _HUGE)

@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy  # its parts load when they are first used
@@ -246,19 +247,9 @@ class Form:
         own += once if whole <= each else turned
         return own + excused * once, margin + min(whole, each)
 
-    def plain_rounding(self, size: float, inverse: float) -> tuple[float, float]:
-        """Return (reach, slack) in an identity frame for a Cholesky factor, given both traces, of G and its inverse.
-
-        Twice the square root of their product is the most that the inverted factor may be off, relatively.
-        """
-        once = bounds.dot_error(self.frame.dim) * math.sqrt(inverse)
-        slack = self._root_margin(size, inverse) + _squared((1 + self.turns) * once * float(np.linalg.norm(self.tail)))
-        return once, self.inherited + slack
-
     def _root_margin(self, size: float, inverse: float) -> float:
         """Return the relative margin of an inverted Cholesky factor, given the traces of G and of its inverse."""
-        error = self._gram_error() + 4 * bounds.dot_error(self.frame.dim)
-        return error * size * inverse + 4 * bounds.dot_error(2 * self.frame.dim) * math.sqrt(size * inverse)
+        return float(_root_margin(self.frame.dim, self.sums, size, inverse))
 
     def _gram_margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
@@ -401,12 +392,35 @@ def _worst_first(block: np.ndarray, judge: Factor, factors: np.ndarray | None, l
     return np.argsort(-np.where(leaves | ~np.isfinite(odds), np.inf, odds), kind="stable")
 
 
+def plain_rounding(
+    turns: np.ndarray, inherited: np.ndarray, sums: Any, tail: np.ndarray, size: np.ndarray, inverse: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (reach, slack), (heads,) each, of forms in identity frames for inverted Cholesky factors.
+
+    ``tail`` is (heads, D); ``size`` and ``inverse`` are the traces of the Gram matrices and of their inverses.
+    """
+    dim = tail.shape[1]
+    once = bounds.dot_error(dim) * np.sqrt(inverse)
+    each = _squared((1 + turns) * once * np.linalg.norm(tail, axis=1))
+    return once, inherited + _root_margin(dim, sums, size, inverse) + each
+
+
+def _root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:
+    """Return the relative margin of inverted Cholesky factors, given the traces of G and of its inverse.
+
+    Twice the square root of their product is the most that the inverted factor may be off, relatively.
+    """
+    error = bounds.gram_error(max(backend.CHAIN, dim), sums) + 4 * bounds.dot_error(dim)
+    return error * size * inverse + 4 * bounds.dot_error(2 * dim) * np.sqrt(size * inverse)
+
+
 def _spectral(matrix: np.ndarray) -> float:
     """Return a bound on the spectral norm of a matrix that is nowhere negative."""
     product = float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max())
     return min(math.sqrt(product), float(np.linalg.norm(matrix)))
 
 
-def _squared(error: float) -> float:
+def _squared(error: Any) -> Any:
     """Return the relative error of a square whose root has relative error ``error``, from either side."""
-    return 1 / (1 - error) ** 2 - 1 if error < 1 else math.inf
+    with np.errstate(divide="ignore"):
+        return 1 / np.fmax(1 - error, 0) ** 2 - 1

@@ -95,14 +95,14 @@ class Frame:
 
     def widen(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the scaled float64 rows x, (m, D), each times its factor, and their squared norms."""
-        rows, factors = _for_kernels(rows, factors)
+        rows, factors = for_kernels(rows, factors)
         x, norms = np.empty((len(rows), self.dim)), np.empty(len(rows))
         backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
 
     def norms(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
         """Return the squared norms that :meth:`widen` returns, but for rounding."""
-        rows, factors = _for_kernels(rows, factors)
+        rows, factors = for_kernels(rows, factors)
         norms = np.empty(len(rows))
         backend.kernels_of(rows).norms(rows, factors, self.scale, norms)
         return norms
@@ -112,7 +112,7 @@ class Frame:
 
         The products are taken in the precision of the triangle.
         """
-        rows, factors = _for_kernels(rows, factors)
+        rows, factors = for_kernels(rows, factors)
         squares, norms = np.empty(len(rows)), np.empty(len(rows))
         backend.kernels_of(rows).scores(rows, factors, self.scale, lower, squares, norms)
         return squares, norms
@@ -130,7 +130,7 @@ class Frame:
         """Return x^T x of the scaled rows x, each times its factor, their squared norms, and of each ``size`` rows the
         sum of x ``precision`` x^T; of the precision, the upper triangle with what is above the diagonal doubled.
         """
-        rows, factors = _for_kernels(rows, factors)
+        rows, factors = for_kernels(rows, factors)
         gram, norms, totals = np.empty((self.dim, self.dim)), np.empty(len(rows)), np.empty(-(-len(rows) // size))
         backend.kernels_of(rows).gram(rows, factors, self.scale, precision, size, gram, norms, totals)
         return gram, norms, totals
@@ -146,7 +146,7 @@ class Frame:
         return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
 
 
-def _for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows in C order as float32 or float64, and a factor for each."""
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)

@@ -6,7 +6,6 @@ A head whose rounding margin is too large for that, or that is not of full rank,
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,26 +14,23 @@ import numpy as np
 from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.factor import proved_ends
-from lev.form import Form
-from lev.frame import Frame
-from lev.rows import Rows, concatenate
+from lev.form import Form, plain_rounding
+from lev.frame import Frame, for_kernels
+from lev.rows import Ragged, Rows, joined
 
-_BATCH = 2**19  # numbers of one batch: some heads of a block, as float64
+_BATCH = 2**19  # numbers of one batch: some heads of a block
+_QUIET = np.errstate(all="ignore")  # a head that is not finite is not accurate, and does not spoil the others
 
 
 def absorb_all(streams: Sequence[Candidates], rows: Rows) -> list[Candidates]:
     """Return each stream with its part of the block, (m, heads, d), absorbed.  Raises NonFiniteRow."""
     if len(streams) == 1 or streams[0].weighting.p != 2:
         return [stream.absorb(rows.head(head)) for head, stream in enumerate(streams)]
-    moved = [stream.moved(max(stream.epoch, stream.weighting.epoch(rows.ids))) for stream in streams]
-    scales = None if streams[0].weighting.decay == 1 else streams[0].weighting.scales(rows.ids, moved[0].epoch)
-    forms = [stream.form for stream in moved]
-    found = backend.run(lambda part: _add(forms, rows.keys, scales, part), _parts(rows.keys))
-    judges = [judge for part in found for judge in part]
-    return [
-        stream.absorb(rows.head(head)) if judge is None else _kept(stream, judge, rows.head(head))
-        for head, (stream, judge) in enumerate(zip(moved, judges, strict=True))
-    ]
+    epoch = streams[0].weighting.epoch(rows.ids)
+    moved = [stream.moved(max(stream.epoch, epoch)) for stream in streams]
+    found = backend.run(lambda part: _absorbed(moved[part], rows.head(part)), _parts(rows.keys))
+    now = [stream for part in found for stream in part]
+    return [moved[head].absorb(rows.head(head)) if stream is None else stream for head, stream in enumerate(now)]
 
 
 def prune_all(streams: Sequence[Candidates]) -> list[Candidates]:
@@ -44,104 +40,135 @@ def prune_all(streams: Sequence[Candidates]) -> list[Candidates]:
 
 def scores_all(keys: np.ndarray) -> list[np.ndarray | None]:
     """Return the leverage scores of each of (heads, n, d) keys; None where a batch is not accurate enough."""
-    rows = np.moveaxis(keys, 0, 1)
-    forms = [Form.empty(keys.shape[2])] * len(keys)
-    found = backend.run(lambda part: _add(forms, rows, None, part), _parts(rows))
-    return [None if judge is None else np.minimum(judge.roots**2, 1) for part in found for judge in part]
+    heads, n, d = keys.shape
+    rows = Rows.of(np.moveaxis(keys, 0, 1), np.arange(n), np.zeros((n, heads, 0)))
 
+    @_QUIET
+    def scores(part: slice) -> list[np.ndarray | None]:
+        block = Ragged.of_block(rows.head(part))
+        grown = _Grown.of([Form.empty(d)] * block.heads, block, None)
+        found = np.minimum(grown.squares(block, None)[0], 1).reshape(block.heads, n)
+        return [own if accurate else None for own, accurate in zip(found, grown.accurate, strict=True)]
 
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """A form with a block added, and what it says of the block's rows."""
-
-    form: Form
-    whiten: np.ndarray  # (D, D): the score of a row x in the frame is ||x W||^2
-    reach: float
-    slack: float
-    roots: np.ndarray  # (m,), ||x W|| of the block
-    norms: np.ndarray  # (m,), |x|
-
-    def ends(self, roots: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lower, upper = proved_ends(roots, self.reach * norms, self.slack)
-        return np.minimum(lower, 1), np.minimum(upper, 1)
+    return [own for part in backend.run(scores, _parts(rows.keys)) for own in part]
 
 
 def _parts(keys: np.ndarray) -> list[slice]:
+    """Return which of the heads of (m, heads, d) keys make a batch."""
     step = max(1, _BATCH // max(1, len(keys) * keys.shape[2]))
     return [slice(start, start + step) for start in range(0, keys.shape[1], step)]
 
 
-def _kept(stream: Candidates, judge: _Judge, rows: Rows) -> Candidates:
-    """Return the stream with all its rows scored by the form that holds the block."""
-    lower, upper = judge.ends(judge.roots, judge.norms)
-    held = concatenate([part for part in stream.kept if len(part)] or [stream.kept[-1]])
-    now = replace(stream, form=judge.form, judge=None, kept=(), current=True)
-    if len(held):
-        x, norms = judge.form.frame.widen(held.keys, stream.weighting.scales(held.ids, stream.epoch))
-        low, high = judge.ends(np.linalg.norm(x @ judge.whiten, axis=1), np.sqrt(norms))
-        lower, upper = np.concatenate([low, lower]), np.concatenate([np.minimum(high, held.upper), upper])
-        rows = concatenate([held, rows])
-    return now.keep(rows, upper, lower)
+@_QUIET
+def _absorbed(streams: Sequence[Candidates], rows: Rows) -> list[Candidates | None]:
+    """Return each stream with its rows of a block, (m, heads, d), absorbed, or None where a batch is not accurate.
+
+    All rows, those kept from before too, are scored by the form that holds the block.
+    """
+    first, block = streams[0], Ragged.of_block(rows)
+    grown = _Grown.of([stream.form for stream in streams], block, first.factors(block.rows.ids))
+    dropped = np.array([stream.dropped for stream in streams])
+    kept = grown.stay(block, first, dropped)
+    held = Ragged.of_heads([stream.kept for stream in streams])
+    if len(held.rows):
+        kept = joined(grown.stay(held, first, dropped), kept)
+    return [
+        Candidates(first.epsilon, first.weighting, form, (own,), most, epoch=first.epoch, current=True)
+        if accurate
+        else None
+        for form, own, most, accurate in zip(grown.forms(), kept.split(), dropped.tolist(), grown.accurate, strict=True)
+    ]
 
 
-def _add(forms: Sequence[Form], keys: np.ndarray, scales: np.ndarray | None, part: slice) -> list[_Judge | None]:
-    """Return for each head of ``part`` a judge that has its rows of (m, heads, d) in it, or None."""
-    some = list(forms[part])
-    if all(_plain(form) for form in some):
-        with contextlib.suppress(np.linalg.LinAlgError), np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            x = _widened(keys[:, part], some[0].frame.dim, scales)
-            frames = _frames(some, x)
-            x *= np.stack([frame.scale for frame in frames])[:, None, :]
-            return list(_judged(some, frames, x, keys.dtype))
-    if len(some) == 1:
-        return [None]
-    heads = range(*part.indices(len(forms)))  # one bad head must not spoil the others
-    return [judge for head in heads for judge in _add(forms, keys, scales, slice(head, head + 1))]
+@dataclass(frozen=True, eq=False)
+class _Grown:
+    """The forms of some heads with a block added, in identity frames, and what they say of rows."""
+
+    before: Sequence[Form]
+    m: int  # rows of the block
+    scale: np.ndarray  # (heads, D), powers of two
+    gram: np.ndarray  # (heads, D, D)
+    tail: np.ndarray  # (heads, D)
+    limit: np.ndarray  # (heads,)
+    whiten: np.ndarray  # W, (heads, D, D): the score of a row x in the frame is ||x W||^2
+    reach: np.ndarray  # (heads,), the rounding of ||x W|| for a row of unit norm
+    slack: np.ndarray  # (heads,), and of the form
+    accurate: np.ndarray  # (heads,) bool: whether the head can be relied on
+
+    @classmethod
+    def of(cls, forms: Sequence[Form], block: Ragged, factors: np.ndarray | None) -> _Grown:
+        """Return the forms with their rows of the block, each times its factor, added.
+
+        Cost: O(d^2) a row, O(d^3) a head.
+        """
+        m = len(block.rows) // block.heads
+        turns, inherited, limit = np.array([(form.turns, form.inherited, form.limit) for form in forms]).T
+        sums, limit = [form.sums + _sums(m) for form in forms], np.minimum(limit, bounds.margin(block.rows.keys.dtype))
+        scale, gram, energy, healthy = _added(forms, block, factors)
+        whiten, inverse = np.empty_like(gram), np.empty(len(forms))
+        backend.block_kernels().whiteners(gram, whiten, inverse)
+        tail = np.hypot([form.tail for form in forms], np.sqrt(energy))
+        size = np.einsum("hii->h", gram)
+        reach, slack = plain_rounding(turns, inherited, np.array(sums), tail, size, inverse)
+        accurate = healthy & (slack - inherited <= limit)
+        reach, slack = np.where(accurate, (reach, slack), 0)
+        return cls(forms, m, scale, gram, tail, limit, whiten, reach, slack, accurate)
+
+    def squares(self, part: Ragged, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ||x W||^2 and ||x||^2 of rows of these heads, each times its factor, (n,) each."""
+        rows, factors = for_kernels(part.rows.keys, factors)
+        squares, norms = np.empty(len(rows)), np.empty(len(rows))
+        backend.block_kernels().bound(rows, factors, part.starts, self.scale, self.whiten, squares, norms)
+        return squares, norms
+
+    def stay(self, part: Ragged, stream: Candidates, dropped: np.ndarray) -> Ragged:
+        """Return those rows of these heads that may reach epsilon, and raise ``dropped`` (heads,) by the others."""
+        squares, norms = self.squares(part, stream.factors(part.rows.ids))
+        pads = self.reach[part.owners] * np.sqrt(norms)
+        lower, upper = proved_ends(np.sqrt(squares), pads, self.slack[part.owners])
+        lower, upper = np.minimum(lower, 1), np.minimum(upper, part.rows.upper)
+        judged = replace(part, rows=replace(part.rows, lower=lower, upper=upper))
+        stays = upper >= stream.epsilon
+        np.maximum(dropped, judged.most(~stays), out=dropped)
+        return judged.take(np.flatnonzero(stays))
+
+    def forms(self) -> Iterator[Form]:
+        """Yield the form of each head."""
+        exponents = 1 - np.frexp(self.scale)[1].astype(np.int64)
+        for head, form in enumerate(self.before):
+            yield Form(
+                form.frame if form.rows else Frame(exponents[head]),
+                self.gram[head],
+                self.tail[head],
+                form.rows + self.m,
+                form.sums + _sums(self.m),
+                turns=form.turns,
+                inherited=form.inherited,
+                limit=float(self.limit[head]),
+            )
 
 
-def _plain(form: Form) -> bool:
-    return form.rows == 0 or (form.frame.triangle is None and form.excuse == 0)
+def _sums(m: int) -> int:
+    return -(-m // backend.CHAIN)
 
 
-def _widened(keys: np.ndarray, dim: int, scales: np.ndarray | None) -> np.ndarray:
-    """Return (heads, m, dim) float64 rows, with a column of ones if there is one more than in the keys."""
-    m, heads, d = keys.shape
-    x = np.ones((heads, m, dim))
-    x[:, :, :d] = np.moveaxis(keys, 1, 0)
-    return x if scales is None else x * scales[:, None]
+def _added(
+    forms: Sequence[Form], block: Ragged, factors: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return scales and Gram matrices with the block added, its energy in their columns, and which are healthy.
 
-
-def _frames(forms: Sequence[Form], x: np.ndarray) -> list[Frame]:
-    """Return the frames of the forms; those without rows take the powers of two of the columns' norms."""
-    if all(form.rows for form in forms):
-        return [form.frame for form in forms]
-    exponents = np.frexp(np.sqrt(np.einsum("hmd,hmd->hd", x, x)))[1].astype(np.int64)
-    return [form.frame if form.rows else Frame(power) for form, power in zip(forms, exponents, strict=True)]
-
-
-def _judged(forms: Sequence[Form], frames: Sequence[Frame], x: np.ndarray, dtype: np.dtype) -> Iterator[_Judge | None]:
-    """Yield what :func:`_add` returns.  Raises LinAlgError.  Cost: O(d^2) a row, O(d^3) a head."""
-    heads, m, dim = x.shape
-    added = np.zeros((heads, dim, dim))
-    for start in range(0, m, backend.CHAIN):
-        piece = x[:, start : start + backend.CHAIN]
-        added += np.matmul(piece.swapaxes(1, 2), piece)
-    gram = added + np.stack([form.gram if form.rows else np.zeros((dim, dim)) for form in forms])
-    whiten = np.linalg.inv(np.linalg.cholesky(gram)).swapaxes(1, 2)
-    inverse, size = np.einsum("hij,hij->h", whiten, whiten), np.einsum("hii->h", gram)
-    norms = np.sqrt(np.einsum("hmd,hmd->hm", x, x))
-    roots = np.linalg.norm(np.matmul(x, whiten), axis=2)
-    energy = np.sqrt(np.einsum("hii->hi", added))
-    for head, (form, frame) in enumerate(zip(forms, frames, strict=True)):
-        grown = replace(
-            form,
-            frame=frame,
-            gram=gram[head],
-            rows=form.rows + m,
-            sums=form.sums + -(-m // backend.CHAIN),
-            tail=np.hypot(form.tail, energy[head]),
-            limit=min(form.limit, bounds.margin(dtype)),
-        )
-        reach, slack = grown.plain_rounding(float(size[head]), float(inverse[head]))
-        accurate = np.isfinite(roots[head]).all() and slack - grown.inherited <= grown.limit
-        yield _Judge(grown, whiten[head], reach, slack, roots[head], norms[head]) if accurate else None
+    A form without rows takes the powers of two of its columns' norms, by which its Gram matrix is scaled once it is
+    known; with columns that are too large or small for that it is not healthy.
+    """
+    fresh = np.array([form.rows == 0 for form in forms])
+    plain = np.array([form.frame.triangle is None and form.excuse == 0 for form in forms])
+    scale = np.where(fresh[:, None], 1.0, np.ldexp(1.0, [-form.frame.exponents for form in forms]))
+    gram = np.empty((*scale.shape, scale.shape[1]))
+    rows, factors = for_kernels(block.rows.keys, factors)
+    backend.block_kernels().grams(rows, factors, block.starts, fresh, scale, backend.CHAIN, gram)
+    energy = np.einsum("hii->hi", gram).copy()
+    low, high = bounds.SMALLEST_PIVOT, 1 / bounds.SMALLEST_PIVOT
+    scaled = (energy > 0) & (energy <= 1) & (scale > low) & (scale < high)
+    for head in np.flatnonzero(~fresh & plain).tolist():
+        gram[head] += forms[head].gram
+    return scale, gram, energy, np.where(fresh, scaled.all(axis=1), plain)

@@ -63,9 +63,11 @@ class Fed(abc.ABC):
         rows, masked = blanked(rows, mask, self.heads, self.intercept)
         return rows, {"_ids": ids, "_masked": self._masked + masked, "_family": family, "_settled": None}
 
-    def _pend(self, rows: Rows) -> None:
+    def _pend(self, rows: Rows, before: int = 0) -> None:
+        """Keep a copy of rows, which came after ``before`` others, until they are a block.  Raises ValueError."""
         if len(rows):
-            self._pending.append(rows.copy())
+            keys = backend.finite_copy("keys", rows.keys, before)
+            self._pending.append(Rows.of(keys, rows.ids, np.array(rows.payload)))
             self._waiting += len(rows)
 
     def copy(self) -> Self:

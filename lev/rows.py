@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -36,8 +37,8 @@ class Rows:
         """Return the chosen rows: views for a slice, copies otherwise."""
         return self._each(lambda array: array[which])
 
-    def head(self, head: int) -> Rows:
-        """Return the rows of one head."""
+    def head(self, head: int | slice) -> Rows:
+        """Return the rows of one head or of some."""
         return replace(self, keys=self.keys[:, head], payload=self.payload[:, head])
 
     def copy(self) -> Rows:
@@ -55,6 +56,57 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of some heads, one head after the other."""
+
+    rows: Rows  # (n,)
+    owners: np.ndarray  # (n,), the head of each, ascending
+    heads: int
+
+    @classmethod
+    def of_block(cls, block: Rows) -> Ragged:
+        """Return the rows of (m, heads, d); a view of keys that lie head by head."""
+        m, heads, _ = block.keys.shape
+        keys, payload = (
+            np.moveaxis(part, 1, 0).reshape(m * heads, part.shape[2]) for part in (block.keys, block.payload)
+        )
+        return cls(Rows.of(keys, np.tile(block.ids, heads), payload), np.repeat(np.arange(heads), m), heads)
+
+    @classmethod
+    def of_heads(cls, parts: Sequence[Sequence[Rows]]) -> Ragged:
+        """Return the rows of each head, which are in some parts each, at least one."""
+        held = [rows for head in parts for rows in head if len(rows)] or [parts[0][-1]]
+        counts = [sum(map(len, head)) for head in parts]
+        return cls(concatenate(held), np.repeat(np.arange(len(parts)), counts), len(parts))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the rows of each head begin and the last end, (heads + 1,)."""
+        return np.searchsorted(self.owners, np.arange(self.heads + 1))
+
+    def take(self, which: np.ndarray) -> Ragged:
+        """Return the chosen rows, which stay in the order of heads."""
+        return replace(self, rows=self.rows.take(which), owners=self.owners[which])
+
+    def most(self, which: np.ndarray) -> np.ndarray:
+        """Return the largest upper end of each head's chosen rows, (heads,), 0 for none."""
+        most = np.zeros(self.heads)
+        np.maximum.at(most, self.owners[which], self.rows.upper[which])
+        return most
+
+    def split(self) -> list[Rows]:
+        """Return the rows of each head, as views."""
+        return [self.rows.take(slice(*ends)) for ends in itertools.pairwise(self.starts.tolist())]
+
+
+def joined(first: Ragged, second: Ragged) -> Ragged:
+    """Return the rows of both, of each head those of the first before those of the second."""
+    parts = [part.rows for part in (first, second) if len(part.rows)] or [second.rows]
+    owners = np.concatenate([first.owners, second.owners])
+    return Ragged(concatenate(parts), owners, first.heads).take(np.argsort(owners, kind="stable"))
 
 
 def stacked(parts: Sequence[Rows], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

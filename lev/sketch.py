@@ -24,9 +24,9 @@ from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
 from lev.incoming import Fed, asked_for, known_ends
 from lev.lewis import lp_universal_set
-from lev.rows import Rows, concatenate, stacked
+from lev.rows import Ragged, Rows, concatenate, stacked
 from lev.second import Replay, complete, tighten
-from lev.universal import UniversalSet
+from lev.universal import UniversalSet, universal_sets
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
 
@@ -160,7 +160,6 @@ class Sketch(Fed, store.Stored):
         """
         rows, known = self._checked(keys, indices, payload, mask)
         if self._waiting + len(rows) < self._block_rows():
-            backend.check_finite("keys", rows.keys)
             draft = self
             draft._pend(rows)
         else:
@@ -194,10 +193,12 @@ class Sketch(Fed, store.Stored):
     def _block_rows(self) -> int:
         """Return the length of the next block: about the rows so far, so that early bounds are fresh too.
 
-        Heads for p = 2 are scored by the form with the block in it, so theirs are long from the start.
+        Heads for p = 2 are scored by the form with the block in it, so theirs are long from the start, but not longer
+        than makes their factorisation cheap: what waits for a block is copied.
         """
         if self.heads and self.p == 2:
-            return max(_SMALLEST_BLOCK, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
+            cheap = min(32 * self.dim, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
+            return max(_SMALLEST_BLOCK, cheap)
         most = _BLOCK_NUMBERS * (4 if self.sample < 1 else 1)
         largest = max(_SMALLEST_BLOCK, most // self.dim // len(self._streams))
         seen = self._streams[0].seen
@@ -214,8 +215,7 @@ class Sketch(Fed, store.Stored):
             except NonFiniteRow as error:
                 raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
             self._pending, self._waiting, start = [], 0, end
-        backend.check_finite("keys", rows.keys[start:], start)
-        self._pend(rows.take(slice(start, None)))
+        self._pend(rows.take(slice(start, None)), start)
 
     # -- reads are of the settled state, so that they change nothing ---------------------------------------
 
@@ -239,21 +239,18 @@ class Sketch(Fed, store.Stored):
 
         With heads it is a list of them, in C order of heads.  Raises ValueError.
         """
-        epsilon = check_answerable(epsilon, self.epsilon)
-        sets = [self._members(head, epsilon) for head in range(len(self._streams))]
+        sets = self._members(check_answerable(epsilon, self.epsilon))
         return sets if self.heads else sets[0]
 
-    def _members(self, head: int, epsilon: float) -> UniversalSet:
-        stream = self._settle()._streams[head]
-        (rows,) = stream.kept
-        least = rows.lower[rows.upper >= epsilon]
-        return UniversalSet.of(
-            rows,
+    def _members(self, epsilon: float) -> list[UniversalSet]:
+        streams = self._settle()._streams
+        return universal_sets(
+            Ragged.of_heads([stream.kept for stream in streams]),
             self._family,
             epsilon=epsilon,
-            count=self.count - int(self._masked[head]),
-            exact=bool(np.all(least >= epsilon * (1 - 2 * stream.form.limit))),
-            omitted=stream.dropped,
+            counts=self.count - self._masked,
+            limits=np.array([stream.form.limit for stream in streams]),
+            omitted=np.array([stream.dropped for stream in streams]),
             p=self.p,
         )
 
@@ -273,7 +270,7 @@ class Sketch(Fed, store.Stored):
         if self.heads or self.p < 1:
             raise ValueError(f"second_pass needs heads=() and p >= 1; this sketch has heads={self.heads}, p={self.p:g}")
         if self.p == 2 and self.sample == 1:
-            return self._members(0, epsilon)
+            return self._members(epsilon)[0]
         (stream,) = self._settle()._streams
         replay = Replay(keys, self.dim, self._ids.spans[0][0] if self._ids.spans else 0, self.count)
         twin = self._settle().copy()
@@ -282,7 +279,7 @@ class Sketch(Fed, store.Stored):
         else:
             twin._streams = [replace(stream, kept=(tighten(stream, replay, epsilon),))]
         twin._settled = twin
-        return twin._members(0, epsilon)
+        return twin._members(epsilon)[0]
 
     def stack(self, k: int) -> tuple[Any, Any, Any]:
         """Return (indices, scores, mask), each (*heads, k): the k highest scores of each head, the best first.

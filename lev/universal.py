@@ -10,7 +10,7 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.checks import check_integer
-from lev.rows import Rows
+from lev.rows import Ragged, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,41 @@ class UniversalSet:
             exact=self.exact and all(float(self.scores[i]) >= epsilon for i in chosen),
             omitted=omitted,
         )
+
+
+def universal_sets(
+    held: Ragged,
+    family: backend.Family,
+    *,
+    epsilon: float,
+    counts: np.ndarray,
+    limits: np.ndarray,
+    omitted: np.ndarray,
+    p: float,
+) -> list[UniversalSet]:
+    """Return the universal set of each head, of those of its rows whose upper bound reaches ``epsilon``.
+
+    A set is exact if the lower bounds of its members are above epsilon (1 - 2 limit); ``omitted`` bounds what was not
+    held.  All are (heads,).
+    """
+    member = held.rows.upper >= epsilon
+    omitted = np.maximum(omitted, held.most(~member))
+    found = held.take(np.flatnonzero(member))
+    found = found.take(np.lexsort((found.rows.ids, found.owners)))
+    exact = np.ones(held.heads, bool)
+    exact[found.owners[~(found.rows.lower >= epsilon * (1 - 2 * limits)[found.owners])]] = False
+    return [
+        UniversalSet(
+            family.out(rows.ids),
+            family.out(rows.keys, rows=True),
+            family.out(rows.upper),
+            family.out(rows.payload) if rows.payload.shape[1] else None,
+            epsilon,
+            p,
+            *scalars,
+        )
+        for rows, *scalars in zip(found.split(), counts.tolist(), exact.tolist(), omitted.tolist(), strict=True)
+    ]
 
 
 def select(

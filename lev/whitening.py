@@ -7,19 +7,14 @@ CPU.  The same lines run over NumPy and CuPy.  Theory: 13.1, checked factor; 14,
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from lev import bounds
+from lev.cpu.heads import arrays
 
 _PIECE = 4096  # rows of a head that are scored at a time
-
-
-def arrays(array: Any) -> ModuleType:
-    """Return the library of an array, numpy or cupy."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 @dataclass(frozen=True, eq=False)

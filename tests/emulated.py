@@ -99,7 +99,7 @@ def kernels(order=0, change=None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "_module", module)
-        patch.setattr(heads, "_arrays", lambda array: Poisoned())
+        patch.setattr(heads, "arrays", lambda array: Poisoned())
         heads._kernel.cache_clear()
         yield heads
     heads._kernel.cache_clear()

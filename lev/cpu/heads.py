@@ -6,10 +6,16 @@ Keys are (heads, n, d) of one kind: "float16", "bfloat16" (its bits, as uint16),
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import numpy as np
 
 _PIECE = 1024
+
+
+def arrays(array):
+    """Return the library of an array, numpy or cupy."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def wide(keys, kind):

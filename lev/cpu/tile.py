@@ -78,23 +78,29 @@ def _widened(build, vector):
 
 
 @intrinsic
-def _add_gram(_typing, x, m, out, i, j):
-    """Add the tile x[:m, i : i + HIGH].T @ x[:m, j :] to ``out`` at [i, j]."""
+def _add_product(_typing, left, first, last, right, out, i, j):
+    """Add the tile left[i : i + HIGH, first:last] @ right[first:last, j :] to out[i:, j:]; left has any strides."""
 
     def generate(context, build, signature, arguments):
-        rows, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (0, 2))
-        m, i, j = arguments[1], arguments[3], arguments[4]
+        factors = context.make_array(signature.args[0])(context, build, arguments[0])
+        down, across = cgutils.unpack_tuple(build, factors.strides)
+        matrix, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (3, 4))
+        first, last, i, j = arguments[1], arguments[2], arguments[5], arguments[6]
         places = [sums.vectors(build.add(i, _INT(h)), j, WIDE) for h in range(HIGH)]
         before = [_load(build, line) for line in places]
-        tile = _add_products(
-            build, before, _INT(0), m, lambda k, h: rows.entry(k, i, h), lambda k: rows.vectors(k, j, WIDE)
-        )
+
+        def factor(k, h):
+            place = build.add(build.mul(build.add(i, _INT(h)), down), build.mul(k, across))
+            byte = build.gep(build.bitcast(factors.data, ir.IntType(8).as_pointer()), [place])
+            return build.bitcast(byte, factors.data.type)
+
+        tile = _add_products(build, before, first, last, factor, lambda k: matrix.vectors(k, j, WIDE))
         for line, to in zip(tile, places, strict=True):
             for vector, place in zip(line, to, strict=True):
                 build.store(vector, place, align=4)
         return context.get_dummy_value()
 
-    return types.void(x, m, out, i, j), generate
+    return types.void(left, first, last, right, out, i, j), generate
 
 
 @intrinsic
@@ -135,7 +141,7 @@ def add_gram(x, m, dim, out):
     step = WIDE * LANES
     for j in range(0, dim, step):
         for i in range(0, min(j + step, dim), HIGH):
-            _add_gram(x, m, out, i, j)
+            _add_product(x.T, 0, m, x, out, i, j)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -152,3 +158,13 @@ def squares(x, lower, dim, out):
             _add_squares(x, row, lower, j, j, dim, sums)
         for i in range(row, min(row + HIGH, len(out))):
             out[i] = sums[i - row].sum()
+
+
+@numba.njit(cache=True, nogil=True)
+def add_product(left, first, last, right, out, row, columns):
+    """Add left[row:, first:last] @ right[first:last, :columns] to ``out`` at [row, 0], HIGH rows of it; first < last.
+
+    ``left`` has any strides; right and out are ``padded`` columns wide, and out gets parts of no meaning beyond.
+    """
+    for j in range(0, columns, WIDE * LANES):
+        _add_product(left, first, last, right, out, row, j)

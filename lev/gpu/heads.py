@@ -6,11 +6,11 @@ What each returns is said by its twin in ``lev/cpu/heads.py``.  CuPy compiles a 
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from lev.cpu.heads import arrays
 from lev.cpu.heads import wide as wide
 
 _SHORT = {"float16", "bfloat16"}
@@ -44,10 +44,6 @@ def _launch(name, entry, grid, threads, shared, *arguments):
     _kernel(name, entry, shared)(grid, (threads, 1, 1), tuple(whole), shared_mem=shared)
 
 
-def _arrays(array):
-    return sys.modules[type(array).__module__.partition(".")[0]]
-
-
 def tensor(kind, d):
     return kind in _SHORT and d <= _TENSOR
 
@@ -62,7 +58,7 @@ def gram(keys, kind, fast):
     width = _width(kind, d) if fast else 0
     slices = max(1, min(64, -(-n // 512), 1024 // heads))
     span = -(-n // slices)
-    partial = _arrays(keys).empty((heads, slices, d, d))
+    partial = arrays(keys).empty((heads, slices, d, d))
     if width:
         side = width // 32
         shared = 32 * (width + 8) * 4
@@ -87,7 +83,7 @@ def gram(keys, kind, fast):
 
 def factor(gram):
     heads, d, _ = gram.shape
-    lower, inverse = _arrays(gram).empty_like(gram), _arrays(gram).empty_like(gram)
+    lower, inverse = arrays(gram).empty_like(gram), arrays(gram).empty_like(gram)
     row, triangle = 8 * d, 4 * d * (d + 1)
     packed = int(row + triangle <= _SHARED)
     _launch("factor", "factor", (heads, 1, 1), 512, row + packed * triangle, gram, lower, inverse, d, packed)
@@ -95,7 +91,7 @@ def factor(gram):
 
 
 def probe(matrix, kind):
-    xp, (heads, d, _) = _arrays(matrix), matrix.shape
+    xp, (heads, d, _) = arrays(matrix), matrix.shape
     width = _width(kind, d)
     if not width:
         parts = matrix.astype("float64" if kind == "float64" else "float32")
@@ -113,7 +109,7 @@ def probe(matrix, kind):
 
 
 def screen(keys, kind, parts, scale, limit):
-    xp, (heads, n, d) = _arrays(keys), keys.shape
+    xp, (heads, n, d) = arrays(keys), keys.shape
     found, count, peak = xp.empty((heads, n), "int32"), xp.zeros(heads, "int32"), xp.zeros(heads, "uint32")
     width = _width(kind, d)
     if n and width:
