@@ -84,14 +84,11 @@ class Form:
         screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
         size = backend.PIECE if screen is None else backend.TASK  # groups need whole tasks
         parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, size))
-        energy = sum(part.energy for part in parts)
-        grown = replace(
-            form,
-            gram=self.gram + sum(part.gram for part in parts),
-            rows=self.rows + len(block),
-            sums=self.sums + len(parts),
-            tail=np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy)),
-        )
+        with np.errstate(invalid="ignore"):  # infinities that meet send the block through the QR
+            gram, energy = (sum(getattr(part, name) for part in parts) for name in ("gram", "energy"))
+            tail = np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
+        rows, sums = self.rows + len(block), self.sums + len(parts)
+        grown = replace(form, gram=self.gram + gram, rows=rows, sums=sums, tail=tail)
         leaves = np.concatenate([part.leaves for part in parts])
         if not np.isfinite(energy).all() or leaves.any() or not grown._sound(judge):
             return form._stepwise(block, _worst_first(block, judge, factors, leaves), factors, step), None

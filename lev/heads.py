@@ -6,7 +6,7 @@ A head whose rounding margin is too large for that, or that is not of full rank,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,17 +40,29 @@ def prune_all(streams: Sequence[Candidates]) -> list[Candidates]:
 
 def scores_all(keys: np.ndarray) -> list[np.ndarray | None]:
     """Return the leverage scores of each of (heads, n, d) keys; None where a batch is not accurate enough."""
+    scores, accurate = _judged(keys, lambda grown, block, squares, norms: np.minimum(squares, 1))
+    return [own if good else None for own, good in zip(scores, accurate, strict=True)]
+
+
+def bounds_all(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return proved upper ends of the leverage scores of (heads, n, d) keys, (heads, n), and which heads have them."""
+    upper, accurate = _judged(keys, lambda grown, *found: grown.ends(*found)[1])
+    return np.minimum(upper, 1), accurate
+
+
+def _judged(keys: np.ndarray, rule: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what ``rule`` makes of the rows of (heads, n, d) keys, (heads, n), and for which heads that holds."""
     heads, n, d = keys.shape
     rows = Rows.of(np.moveaxis(keys, 0, 1), np.arange(n), np.zeros((n, heads, 0)))
 
     @_QUIET
-    def scores(part: slice) -> list[np.ndarray | None]:
+    def of(part: slice) -> tuple[np.ndarray, np.ndarray]:
         block = Ragged.of_block(rows.head(part))
         grown = _Grown.of([Form.empty(d)] * block.heads, block, None)
-        found = np.minimum(grown.squares(block, None)[0], 1).reshape(block.heads, n)
-        return [own if accurate else None for own, accurate in zip(found, grown.accurate, strict=True)]
+        return rule(grown, block, *grown.squares(block, None)).reshape(block.heads, n), grown.accurate
 
-    return [own for part in backend.run(scores, _parts(rows.keys)) for own in part]
+    found, accurate = zip(*backend.run(of, _parts(rows.keys)), strict=True)
+    return np.concatenate(found), np.concatenate(accurate)
 
 
 def _parts(keys: np.ndarray) -> list[slice]:
@@ -121,11 +133,14 @@ class _Grown:
         backend.block_kernels().bound(rows, factors, part.starts, self.scale, self.whiten, squares, norms)
         return squares, norms
 
+    def ends(self, part: Ragged, squares: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return proved (lower, upper), (n,), of the scores of rows from what :meth:`squares` says of them."""
+        pads = self.reach[part.owners] * np.sqrt(norms)
+        return proved_ends(np.sqrt(squares), pads, self.slack[part.owners])
+
     def stay(self, part: Ragged, stream: Candidates, dropped: np.ndarray) -> Ragged:
         """Return those rows of these heads that may reach epsilon, and raise ``dropped`` (heads,) by the others."""
-        squares, norms = self.squares(part, stream.factors(part.rows.ids))
-        pads = self.reach[part.owners] * np.sqrt(norms)
-        lower, upper = proved_ends(np.sqrt(squares), pads, self.slack[part.owners])
+        lower, upper = self.ends(part, *self.squares(part, stream.factors(part.rows.ids)))
         lower, upper = np.minimum(lower, 1), np.minimum(upper, part.rows.upper)
         judged = replace(part, rows=replace(part.rows, lower=lower, upper=upper))
         stays = upper >= stream.epsilon

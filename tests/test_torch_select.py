@@ -67,8 +67,19 @@ def test_no_key_is_missed(keys, epsilon, dtype):
     assert_universal(keys, found, epsilon, scores_seen(keys))
 
 
+@settings(max_examples=120)
+@given(streams(most_rows=25))
+def test_checked_factors_bound_every_score(keys):
+    """As on devices that the compiled kernels do not serve."""
+    upper, wide = leverage._checked(torch.from_numpy(keys)[None], 1e-8)
+    assert wide.item() or np.all(upper[0].numpy() >= scores_seen(keys) * (1 - 2**-52))
+
+
+@pytest.mark.parametrize("way", ["compiled", "checked"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_bound_the_exact_ones_closely_in_each_family(family):
+def test_scores_bound_the_exact_ones_closely_in_each_family(family, way, monkeypatch):
+    if way == "checked":
+        monkeypatch.setattr(leverage, "_on_cpu", lambda heads: leverage._checked(heads, 1e-8))
     keys = FAMILIES[family](np.random.default_rng(3), 40, 4)
     upper = lt.Leverage().scores(torch.from_numpy(keys)[None, None])[0, 0].numpy()
     true = np.array([float(score) for score in naive.leverage(keys)[0]])

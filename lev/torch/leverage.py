@@ -1,4 +1,4 @@
-"""Proved upper bounds on leverage scores, for every head at once, in float64, on any device.
+"""Proved upper bounds on leverage scores, for every head at once, in float64: compiled on the CPU, on any device.
 
 A factor is checked, not trusted: what a Cholesky factor and its inverse are off by is measured by multiplying them
 out, so the bounds rest on matrix products that round as usual and on nothing else.  Where that leaves too wide a
@@ -16,9 +16,10 @@ from torch import Tensor
 
 import lev
 from lev import backend, bounds
+from lev.heads import bounds_all
 
 _BLOCK = 128  # rows of one block of online scores
-_PIECE = {True: 2**18, False: 2**24}  # numbers that are float64 at a time, on the CPU, whose caches are small, or not
+_PIECE = 2**24  # numbers that are float64 at a time
 
 
 def gram(rows: Tensor) -> tuple[Tensor, int]:
@@ -109,20 +110,33 @@ def leverage_bounds(rows: Tensor, dtype: torch.dtype) -> Tensor:
     ill-conditioned for a Gram matrix are whitened twice, and those that are nearly dependent go one by one through
     :func:`lev.sensitivities` on the CPU, with its margin.  Cost: O(n d^2) a head.
     """
-    parts = rows.split(max(64, _PIECE[rows.is_cpu] * rows.shape[-2] // max(1, rows.numel())), -2)
-    sums, roundings = zip(*(gram(part.double()) for part in parts), strict=True)
-    whiten = whitener(sum(sums[1:], sums[0]), max(roundings) + len(parts))
-    upper = torch.cat([whiten.bound(part.double()) for part in parts], -1)
     limit = bounds.margin(np.dtype(np.float64 if dtype == torch.float64 else np.float32))
-    wide = ~(whiten.margin <= limit)
+    if not rows.numel():
+        return rows.new_zeros(rows.shape[:-1], dtype=torch.float64)
+    heads = rows.reshape(-1, *rows.shape[-2:])
+    upper, wide = _on_cpu(heads) if rows.is_cpu else _checked(heads, limit)
     if wide.any():
-        heads = rows[wide].double()
-        found, margin = _twice_whitened(heads)
+        some = heads[wide].double()
+        upper[wide], margin = _twice_whitened(some)
         worse = ~(margin <= limit)
         if worse.any():
-            found[worse] = sensitivity_bounds(heads[worse], 2.0)
-        upper[wide] = found
-    return upper
+            upper[wide.nonzero()[worse, 0]] = sensitivity_bounds(some[worse], 2.0)
+    return upper.reshape(rows.shape[:-1])
+
+
+def _on_cpu(heads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return upper bounds, (heads, n), by compiled kernels, and for which heads they do not hold."""
+    narrow = heads.detach().float() if heads.dtype == torch.bfloat16 else heads.detach()
+    upper, accurate = bounds_all(narrow.numpy())
+    return torch.from_numpy(upper), torch.from_numpy(~accurate)
+
+
+def _checked(heads: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Return upper bounds, (heads, n), by checked factors, and for which heads their margin is above the limit."""
+    parts = heads.split(max(64, _PIECE * heads.shape[-2] // max(1, heads.numel())), -2)
+    sums, roundings = zip(*(gram(part.double()) for part in parts), strict=True)
+    whiten = whitener(sum(sums[1:], sums[0]), max(roundings) + len(parts))
+    return torch.cat([whiten.bound(part.double()) for part in parts], -1), ~(whiten.margin <= limit)
 
 
 def _twice_whitened(rows: Tensor) -> tuple[Tensor, Tensor]:
