@@ -1,5 +1,6 @@
 """Attention over the universal keys, held to dense attention from the definition."""
 
+import functools
 import math
 
 import naive
@@ -14,6 +15,7 @@ import lev.torch as lt  # noqa: E402
 from lev.torch import powers  # noqa: E402
 
 sdpa = torch.nn.functional.scaled_dot_product_attention
+lev_attention = functools.partial(lt.lev_attention, crossover=0)  # the selection, however few keys there are
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
@@ -63,7 +65,7 @@ def test_attention_over_the_chosen_keys_is_that_of_the_definition(causal, f, key
     for selector in ("norm", "leverage"):
         if selector == "leverage" and f not in ("softmax", 2):
             continue
-        out = lt.lev_attention(q, k, v, top_k=13, selector=selector, **arguments)
+        out = lev_attention(q, k, v, top_k=13, selector=selector, **arguments)
         chosen = lt.OnlineLeverage() if causal and selector == "leverage" else selector
         usable = torch.arange(n) < length if causal else None
         kept = kept_by(lt.universal_keys(k, top_k=min(13, n), selector=chosen, mask=usable), n)
@@ -74,12 +76,15 @@ def test_attention_over_the_chosen_keys_is_that_of_the_definition(causal, f, key
 @pytest.mark.parametrize("causal", [False, True])
 def test_all_keys_are_full_attention(causal, f):
     q, k, v = qkv()
-    out = lt.lev_attention(q, k, v, top_k=60, f=f, is_causal=causal)
+    out = lev_attention(q, k, v, top_k=60, f=f, is_causal=causal)
     torch.testing.assert_close(out.double(), dense(q, k, v, f, past(50, 60) if causal else None), rtol=1e-4, atol=1e-5)
     if f == "softmax":
         assert torch.equal(out, sdpa(q, k, v, is_causal=causal))
-        assert torch.equal(lt.lev_attention(q, k, v, top_k=7, crossover=60, is_causal=causal), out)
-        assert not torch.equal(lt.lev_attention(q, k, v, top_k=7, crossover=59, is_causal=causal), out)
+        assert torch.equal(lev_attention(q, k, v, top_k=7, crossover=60, is_causal=causal), out)
+        assert not torch.equal(lev_attention(q, k, v, top_k=7, crossover=59, is_causal=causal), out)
+        few = lev_attention(q[:, :, :10], k, v, top_k=7, crossover=30, is_causal=causal)
+        assert torch.equal(few, sdpa(q[:, :, :10], k, v, is_causal=causal))
+        assert not torch.equal(lev_attention(q[:, :, :10], k, v, top_k=7, crossover=29, is_causal=causal), few)
 
 
 MASKS = {
@@ -100,7 +105,7 @@ def test_masks_hide_keys(shape, f, causal, key_heads):
     mask = torch.rand(MASKS[shape], generator=torch.Generator().manual_seed(1)) < 0.6
     full = mask.expand(2, 4, 50, 60) & (past(50, 60) if causal else True)
     arguments = {"f": f, "attn_mask": mask, "is_causal": causal, "enable_gqa": key_heads < 4}
-    out = lt.lev_attention(q, k, v, top_k=9, selector="norm", **arguments)
+    out = lev_attention(q, k, v, top_k=9, selector="norm", **arguments)
     usable = mask.expand(2, 4, 50, 60).any(-2).unflatten(1, (key_heads, -1)).any(2)
     usable = usable & (torch.arange(60) < 50) if causal else usable
     kept = kept_by(lt.universal_keys(k, top_k=9, selector="norm", mask=usable), 60)
@@ -111,9 +116,9 @@ def test_additive_masks_are_added():
     q, k, v = qkv()
     bias = randn(4, 50, 60, seed=5)
     bias[..., 20:] = -math.inf
-    out = lt.lev_attention(q, k, v, top_k=20, attn_mask=bias)
+    out = lev_attention(q, k, v, top_k=20, attn_mask=bias)
     torch.testing.assert_close(out, sdpa(q, k, v, attn_mask=bias))
-    out = lt.lev_attention(q, k, v, top_k=60, attn_mask=bias, is_causal=True)
+    out = lev_attention(q, k, v, top_k=60, attn_mask=bias, is_causal=True)
     torch.testing.assert_close(out, sdpa(q, k, v, attn_mask=bias.masked_fill(~past(50, 60), -math.inf)))
 
 
@@ -123,7 +128,7 @@ def test_a_fully_masked_row_is_as_in_scaled_dot_product_attention(f):
     mask = torch.ones(50, 60, dtype=torch.bool)
     mask[3] = False
     assert torch.equal(sdpa(q, k, v, mask)[..., 3, :], torch.zeros(2, 4, 6))
-    out = lt.lev_attention(q, k, v, top_k=9, f=f, attn_mask=mask)
+    out = lev_attention(q, k, v, top_k=9, f=f, attn_mask=mask)
     assert torch.equal(out[..., 3, :], torch.zeros(2, 4, 6))
     assert out.isfinite().all()
 
@@ -132,13 +137,13 @@ def test_scale_dropout_and_other_shapes():
     q, k, v = qkv()
     found = lt.universal_keys(k, top_k=9)
     wanted = sdpa(q, found.gather(k), found.gather(v), scale=0.7)
-    torch.testing.assert_close(lt.lev_attention(q, k, v, top_k=9, scale=0.7), wanted)
-    torch.testing.assert_close(lt.lev_attention(q[0, 0], k[0, 0], v[0, 0], top_k=9, scale=0.7), wanted[0, 0])
-    torch.testing.assert_close(lt.lev_attention(q[0], k[0], v[0], top_k=9, scale=0.7), wanted[0])
+    torch.testing.assert_close(lev_attention(q, k, v, top_k=9, scale=0.7), wanted)
+    torch.testing.assert_close(lev_attention(q[0, 0], k[0, 0], v[0, 0], top_k=9, scale=0.7), wanted[0, 0])
+    torch.testing.assert_close(lev_attention(q[0], k[0], v[0], top_k=9, scale=0.7), wanted[0])
     for f in ("softmax", 2):
         torch.manual_seed(0)
-        dropped = [lt.lev_attention(q, k, v, top_k=9, f=f, dropout_p=0.5) for _ in range(40)]
-        kept = lt.lev_attention(q, k, v, top_k=9, f=f)
+        dropped = [lev_attention(q, k, v, top_k=9, f=f, dropout_p=0.5) for _ in range(40)]
+        kept = lev_attention(q, k, v, top_k=9, f=f)
         assert not torch.equal(dropped[0], kept)
         torch.testing.assert_close(torch.stack(dropped).mean(0), kept, atol=0.8, rtol=0)
 
@@ -147,7 +152,7 @@ def test_scale_dropout_and_other_shapes():
 @pytest.mark.parametrize("f", ["softmax", 2, 4])
 def test_dtypes(dtype, f):
     q, k, v = qkv(dtype=dtype)
-    out = lt.lev_attention(q * 30, k * 30, v, top_k=60, f=f, scale=1 / 900 / 8**0.5)  # 4th powers pass 65504
+    out = lev_attention(q * 30, k * 30, v, top_k=60, f=f, scale=1 / 900 / 8**0.5)  # 4th powers pass 65504
     assert out.dtype == dtype
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}[dtype]
     torch.testing.assert_close(out.double(), dense(q, k, v, f), rtol=tolerance, atol=tolerance)
@@ -159,7 +164,7 @@ def test_dtypes(dtype, f):
 def used(query, key, p, epsilon, causal):
     """Return the weights that lev_attention gives, dense (l, n): attention with the values e_j."""
     values = torch.eye(len(key), dtype=torch.float64)
-    return lt.lev_attention(query, key, values, f=p, epsilon=epsilon, is_causal=causal).numpy()
+    return lev_attention(query, key, values, f=p, epsilon=epsilon, is_causal=causal).numpy()
 
 
 @settings(max_examples=60)
@@ -197,8 +202,8 @@ def test_the_final_set_is_not_enough_for_causal_attention():
 def test_epsilon_with_is_causal_needs_an_online_selector():
     q, k, v = qkv()
     with pytest.raises(ValueError, match="scores keys in their prefix; got Leverage"):
-        lt.lev_attention(q, k, v, epsilon=0.1, is_causal=True, selector=lt.Leverage())
-    assert lt.lev_attention(q, k, v, epsilon=0.1, is_causal=True, selector=lt.OnlineLeverage()).isfinite().all()
+        lev_attention(q, k, v, epsilon=0.1, is_causal=True, selector=lt.Leverage())
+    assert lev_attention(q, k, v, epsilon=0.1, is_causal=True, selector=lt.OnlineLeverage()).isfinite().all()
 
 
 # -- p = 2 in linear time ----------------------------------------------------------------------------------
@@ -218,7 +223,7 @@ def test_square_attention_is_that_of_the_definition(causal, key_heads, length, n
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_residual_is_what_the_other_keys_add(causal):
     q, k, v = qkv(length=60)
-    part = lt.lev_attention(q, k, v, f=2, epsilon=0.3, is_causal=causal)
+    part = lev_attention(q, k, v, f=2, epsilon=0.3, is_causal=causal)
     found = lt.universal_keys(k, epsilon=0.3, selector=lt.OnlineLeverage() if causal else "leverage")
     kept = kept_by(found, 60)
     assert 0 < kept.sum() < kept.numel()
@@ -230,7 +235,7 @@ def test_the_residual_is_what_the_other_keys_add(causal):
 def test_orthogonal_queries_and_zero_keys_weigh_nothing():
     q = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     k, v = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([[3.0], [5.0]])
-    for out in (lt.square_attention(q, k, v), *(lt.lev_attention(q, k, v, f=p, top_k=1) for p in (1, 2, 4))):
+    for out in (lt.square_attention(q, k, v), *(lev_attention(q, k, v, f=p, top_k=1) for p in (1, 2, 4))):
         assert out.tolist() == [[0.0], [3.0]]
 
 
@@ -243,7 +248,7 @@ def test_gradients_are_those_of_the_chosen_keys(causal, f):
     tensors = [x.requires_grad_() for x in qkv(1, 1, 8, 8, 2, 2, 1, torch.float64)]
 
     def attention(q, k, v):
-        return lt.lev_attention(q, k, v, top_k=4, f=f, is_causal=causal, selector=lt.Random())
+        return lev_attention(q, k, v, top_k=4, f=f, is_causal=causal, selector=lt.Random())
 
     assert torch.autograd.gradcheck(attention, tensors)
 
@@ -258,7 +263,7 @@ def test_gradients_of_square_attention(causal, monkeypatch):
 def test_gradients_are_finite_where_all_weights_are_zero():
     q, k, v = (x.requires_grad_() for x in (torch.zeros(3, 2), torch.ones(5, 2), torch.ones(5, 1)))
     for f in (1, 2, 4):
-        lt.lev_attention(q, k, v, f=f, top_k=2).sum().backward()
+        lev_attention(q, k, v, f=f, top_k=2).sum().backward()
     lt.square_attention(q, k, v).sum().backward()
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
@@ -266,7 +271,7 @@ def test_gradients_are_finite_where_all_weights_are_zero():
 @pytest.mark.parametrize("f", ["softmax", 2])
 def test_an_empty_set_gives_zeros(f):
     q, k, v = (x.requires_grad_() for x in qkv(n=500))
-    out = lt.lev_attention(q, k, v, epsilon=0.9, f=f)
+    out = lev_attention(q, k, v, epsilon=0.9, f=f)
     assert torch.equal(out, torch.zeros(2, 4, 50, 6))
     out.sum().backward()
     assert all(x.grad is None or x.grad.isfinite().all() for x in (q, k, v))
@@ -294,7 +299,7 @@ def test_nothing_dense_is_formed(causal, f):
     n = 3000
     q, k, v = qkv(1, 1, n, n, 8, 8, 1)
     with Largest() as seen:
-        lt.lev_attention(q, k, v, top_k=16, f=f, is_causal=causal, selector="norm")
+        lev_attention(q, k, v, top_k=16, f=f, is_causal=causal, selector="norm")
     assert n * 8 <= seen.numel <= (n * 300 if f == 3 else n * 100)
 
 
@@ -324,7 +329,7 @@ SHAPES = (2, 4, 50, 8), (2, 4, 60, 8), (2, 4, 60, 6)
 def test_bad_input_is_named(arguments, error, says):
     tensors = dict(zip(("query", "key", "value"), map(torch.ones, SHAPES), strict=True))
     with pytest.raises(error, match=says):
-        lt.lev_attention(**{**tensors, "top_k": 5, **arguments})
+        lev_attention(**{**tensors, "top_k": 5, **arguments})
 
 
 def test_real_keys(shared):
@@ -333,7 +338,7 @@ def test_real_keys(shared):
     found = load_file(shared / "dinov2_astronaut.safetensors")
     q, k, v = (found[f"layer9.{name}"].float() for name in ("query", "key", "value"))
     epsilon = 2 * 64 / 1370
-    part = lt.lev_attention(q, k, v, f=2, epsilon=epsilon)
+    part = lev_attention(q, k, v, f=2, epsilon=epsilon)
     kept = kept_by(lt.universal_keys(k, epsilon=epsilon), 1370)
     assert 0 < kept.sum() < kept.numel() / 2
     torch.testing.assert_close(part.double(), dense(q, k, v, 2, None, kept), rtol=1e-3, atol=1e-4)
@@ -348,7 +353,7 @@ def test_families_of_keys_as_heads_of_one_call():
     tame = [name for name in FAMILIES if name not in ("subnormal", "enormous", "columns_apart")]
     keys = torch.from_numpy(np.stack([FAMILIES[name](rng, 40, 4) for name in tame]))
     weights = naive.weights(keys[0], keys[0], 2)
-    given = lt.lev_attention(keys, keys, torch.eye(40, dtype=torch.float64).expand(len(tame), 40, 40), f=2, epsilon=0.1)
+    given = lev_attention(keys, keys, torch.eye(40, dtype=torch.float64).expand(len(tame), 40, 40), f=2, epsilon=0.1)
     heavy = weights >= 0.1
     np.testing.assert_allclose(given[0].numpy()[heavy], weights[heavy], rtol=1e-9)
     assert given.isfinite().all()
@@ -361,9 +366,9 @@ def test_families_of_keys_as_heads_of_one_call():
 def test_devices_agree(f, causal):
     tensors = qkv()
     there = [x.cuda() for x in tensors]
-    found = lt.lev_attention(*there, top_k=9, f=f, is_causal=causal)
+    found = lev_attention(*there, top_k=9, f=f, is_causal=causal)
     assert found.device == there[0].device
-    torch.testing.assert_close(found.cpu(), lt.lev_attention(*tensors, top_k=9, f=f, is_causal=causal))
+    torch.testing.assert_close(found.cpu(), lev_attention(*tensors, top_k=9, f=f, is_causal=causal))
     scores = [lt.Leverage().scores(keys).cpu() for keys in (tensors[1], there[1])]
     torch.testing.assert_close(*scores, rtol=1e-9, atol=0)
     torch.testing.assert_close(lt.square_attention(*there).cpu(), lt.square_attention(*tensors))

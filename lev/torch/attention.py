@@ -14,8 +14,11 @@ from lev.torch.powers import check_shapes, power_attention, power_roots
 from lev.torch.select import UniversalKeys, check_broadcast, check_size, resolve, universal_keys
 from lev.torch.selectors import Selector
 
-CROSSOVER = 0
-"""Up to this many keys softmax attention over all of them is taken instead: it is faster.  Not measured yet: never."""
+CROSSOVER = 700
+"""Up to this many keys, or a third as many queries, softmax attention over all keys is taken instead: it is faster.
+
+Measured on a CPU, float32, d = 64, by ``asv_benchmarks/attention_report.py``; on other machines pass your own.
+"""
 
 
 def lev_attention(
@@ -40,7 +43,8 @@ def lev_attention(
     :func:`lev.torch.universal_keys`: one set a key head among the keys that some query may use.  ``attn_mask`` and
     ``is_causal`` may both be given: both must allow a key.
 
-    ``f="softmax"``: softmax over the chosen keys, a heuristic; over all keys if n <= ``top_k`` or ``crossover``.
+    ``f="softmax"``: softmax over the chosen keys, a heuristic; over all keys if n <= ``top_k``, or if n or 3 l is at
+    most ``crossover``, where that is faster.
     ``f=p``: the sum of |<q,k>|^p / Z v over the chosen keys, Z exact over *all* keys that the query may use, so what
     is left out is not shared among the rest; ``attn_mask`` is then bool, and ``scale`` cancels.
 
@@ -58,7 +62,8 @@ def lev_attention(
     p, epsilon = _check_function(f, attn_mask), check_size(epsilon, top_k)
     check_shapes(query, key, value, enable_gqa)
     attn_mask, chosen = _check_mask(attn_mask, query, key), None
-    if key.shape[-2] > max(top_k or 0, crossover if p is None else 0):
+    short = p is None and min(key.shape[-2], 3 * query.shape[-2]) <= crossover
+    if key.shape[-2] > (top_k or 0) and not short:
         chosen = _choose(query, key, attn_mask, is_causal, p, resolve(selector, p or 2.0, is_causal), (epsilon, top_k))
     if p is not None:
         return _powers(query, key, value, chosen, attn_mask, is_causal, p, dropout_p)
