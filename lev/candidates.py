@@ -97,8 +97,7 @@ class Candidates:
 
     def _sifted(self, rows: Rows) -> tuple[Candidates, Rows]:
         """Return the rows that are to enter the form: the sample, and what the form cannot place below epsilon."""
-        factors = None if self.weighting.decay == 1 else self._scales(rows.ids)
-        odds = self.form.sift(rows.keys, self.judge, self.epsilon, factors)
+        odds = self.form.sift(rows.keys, self.judge, self.epsilon, self.factors(rows.ids))
         enter, total, most = self.weighting.sift(odds, rows.ids, self.epsilon)
         mass = (self.mass + total) * (1 + bounds.dot_error(1))
         dropped, left = max(self.dropped, float(scores_of(np.array(most)))), self.left + len(rows) - len(enter)

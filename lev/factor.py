@@ -265,14 +265,20 @@ class Screen:
         y_norms: np.ndarray,
     ) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors."""
-        upper = scores_of(self.groups(totals, np.maximum(x_norms, y_norms)))
+        odds = self.groups(totals, np.maximum(x_norms, y_norms))
+        return scores_of(self.closer(odds, rows, factors, x_norms, y_norms))
+
+    def closer(
+        self, odds: np.ndarray, rows: np.ndarray, factors: np.ndarray | None, x_norms: np.ndarray, y_norms: np.ndarray
+    ) -> np.ndarray:
+        """Return bounds on the odds, (m,), that are closer than ``odds`` where those may reach epsilon."""
+        limit = bounds.odds_below(self.epsilon)
         for bound in self.bounds:
-            open_ = np.flatnonzero(~(upper < self.epsilon))
+            open_ = np.flatnonzero(~(odds < limit))
             some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
             scales = None if factors is None else factors[some]
-            own = scores_of(bound(rows[some], scales, x_norms[some], y_norms[some]))
-            upper[some] = np.fmin(own, upper[some])
-        return upper
+            odds[some] = np.fmin(bound(rows[some], scales, x_norms[some], y_norms[some]), odds[some])
+        return odds
 
 
 def scores_of(odds: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lev import backend, bounds
-from lev.factor import Bound, Factor, Groups, Screen
+from lev.factor import Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
@@ -127,17 +127,20 @@ class Form:
         operations a row, w as in :meth:`Factor.width`, and 2 d r more for each row that these cannot place.
         """
         screen = None if judge is None or self.rank == 0 else judge.screen(epsilon, block.dtype)
-        limit = bounds.odds_below(epsilon)
 
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
             piece, scales = part
             odds = np.full(len(piece), np.inf)
-            for bound in screen.bounds if screen is not None else ():
-                open_ = np.flatnonzero(~(odds < limit))
-                some = slice(None) if len(open_) == len(piece) else open_
-                with np.errstate(over="ignore", invalid="ignore"):
-                    own = self._odds(piece[some], None if scales is None else scales[some], bound)
-                odds[some] = np.fmin(odds[some], own)
+            if screen is None:
+                return odds
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self.frame.triangle is None:
+                    norms = self.frame.norms(piece, scales)
+                    return screen.closer(odds, piece, scales, norms, norms)
+                x, norms = self.frame.widen(piece, scales)
+                y, outside = self.frame.coordinates(x)
+                odds = screen.closer(odds, piece, scales, norms, np.einsum("ij,ij->i", y, y))
+            odds[self.frame.leaves(x, outside, self.tail, self.excuse)] = np.inf
             return odds
 
         odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 4 * backend.TASK)))
@@ -145,17 +148,6 @@ class Form:
         finite = np.isfinite(block[high]).all(axis=1)
         if not finite.all():
             raise NonFiniteRow(int(high[finite.argmin()]))
-        return odds
-
-    def _odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound) -> np.ndarray:
-        """Return bounds on the odds of rows, (m,), infinite where a row leaves the span."""
-        if self.frame.triangle is None:
-            norms = self.frame.norms(rows, factors)
-            return bound(rows, factors, norms, norms)
-        x, norms = self.frame.widen(rows, factors)
-        y, outside = self.frame.coordinates(x)
-        odds = bound(rows, factors, norms, np.einsum("ij,ij->i", y, y))
-        odds[self.frame.leaves(x, outside, self.tail, self.excuse)] = np.inf
         return odds
 
     def weigh(
