@@ -4,6 +4,8 @@ python asv_benchmarks/report.py            all, about ten minutes on two cores
 LEV_BENCH_QUICK=1 python asv_benchmarks/report.py --stdout     a pass that only proves that it runs
 """
 
+import importlib.util
+
 from benchmarks import common, memory
 from benchmarks.stream import SAMPLE, streamed
 from output import report, table
@@ -33,14 +35,24 @@ def other_rows():
         what = f"p = {p}, {keys.shape[0]:,} x {keys.shape[1]}"
         found.append({"what": what, "seconds": common.interleaved(tasks, min(3, common.REPEATS))})
     for shape in common.HEADS:
-        keys = common.make_heads(*shape)
-        tasks = {
-            "lev": lambda keys=keys: streamed(keys, 0.5),
-            "gram": lambda keys=keys: keys.swapaxes(-1, -2) @ keys,
-        }
         what = f"{shape[0]} heads of {shape[1]:,} x {shape[2]}"
-        found.append({"what": what, "seconds": common.interleaved(tasks, min(5, common.REPEATS))})
+        for name, task in head_tasks(common.make_heads(*shape)).items():
+            found.append({"what": f"{what}, {name}", "seconds": common.interleaved(task, min(5, common.REPEATS))})
     return found
+
+
+def head_tasks(keys):
+    """Return the tasks to time for each way to get the universal set of every head."""
+    gram = {"gram": lambda: keys.swapaxes(-1, -2) @ keys}
+    tasks = {"lev.Sketch": {"lev": lambda: streamed(keys, 0.5), **gram}}
+    if importlib.util.find_spec("torch") is not None:  # last, for it brings a thread pool of its own
+        import torch
+
+        from lev.torch import universal_keys
+
+        tensor = torch.from_numpy(keys)[None]
+        tasks["lev.torch.universal_keys"] = {"lev": lambda: universal_keys(tensor, epsilon=0.5), **gram}
+    return tasks
 
 
 def other_table(rows):

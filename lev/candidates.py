@@ -20,7 +20,8 @@ from lev.weighting import Weighting
 
 _ROUNDS = 12  # of weighing a block against itself
 _STANDING = 0.75  # the share of all rows that may be kept when they are scored anew for want of a fresh judge
-_SETTLED = 0.95  # no round that takes off less is followed by another
+_SETTLED = 0.95  # no round that changes less is followed by another
+_FEW = 1.25  # times the rank: a block is rarely worth fewer weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,20 +129,20 @@ class Candidates:
     def _balanced(self, keys: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return smaller weights for a block that the judge knows too little of, by weighing it against itself."""
         p = self.weighting.p
-        damping = 1.0 if p <= 2 else 4 / (2 + p)
-        for turn in range(_ROUNDS + (p > 2)):
+        for turn in range(1, _ROUNDS + 1):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
             odds = np.where(weights > 0, np.maximum(form.factor().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
             own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
+            settled = own.sum() > _SETTLED * weights.sum()
             if p <= 2:
-                before, weights = weights.sum(), np.minimum(weights, own)
-                if weights.sum() > _SETTLED * before:
+                weights = np.minimum(weights, own)
+                if settled or weights.sum() <= _FEW * form.rank:
                     break
-            elif turn < _ROUNDS:
-                weights = weights ** (1 - damping) * own**damping
             else:  # no weight may stand below its row
-                excess = np.divide(own, weights, out=np.zeros_like(own), where=weights > 0).max(initial=0)
-                weights = np.minimum(weights * max(1.0, excess), 1)
+                steps = np.divide(own, weights, out=own, where=weights > 0)
+                if (settled and steps.max(initial=0) < 1 / _SETTLED) or turn == _ROUNDS:
+                    return np.minimum(weights * steps.max(initial=1), 1)
+                weights = weights * steps ** (4 / (2 + p))
         return weights
 
     def keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
