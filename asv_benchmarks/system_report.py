@@ -78,7 +78,10 @@ def causal_part(found):
 def lewis_part(lewis):
     n, d = lewis["shape"]
     floor = lewis["whole"]["gram"]
-    rows = [[f"one round, {n:,} x {d}", f"{lewis['round']:.2f}", f"{lewis['round'] / lewis['gram']:.1f}"]]
+    rows = [
+        [f"{what}, {n:,} x {d}", f"{lewis[name]:.2f}", f"{lewis[name] / lewis['gram']:.1f}"]
+        for what, name in (("one round", "round"), ("before the first", "start"))
+    ]
     for name, seconds in lewis["whole"].items():
         if name != "gram":
             rows.append([f"to 1e-11, {name}, {lewis['rows']:,} x {d}", f"{seconds:.2f}", f"{seconds / floor:.1f}"])

@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 
 _COPIED = 2**16  # numbers of one task that copies
 
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+"""The bits of what NumPy lacks; :func:`widened` makes float32 of them."""
+
 LARGEST_EXACT = 2**53
 """Integers beyond this do not fit a float64."""
 
@@ -42,13 +45,16 @@ class Family:
 NUMPY = Family()
 
 
-def intake(name: str, array: Any) -> tuple[np.ndarray, Family]:
+def intake(name: str, array: Any, *, narrow: bool = False) -> tuple[np.ndarray, Family]:
     """Return ``array`` as a real NumPy array without copying where that is possible, and its family.
 
+    bfloat16 comes as float32 or, if that is left to the caller, ``narrow``, as :data:`BFLOAT16`.
     Raises TypeError for complex, object, text and time dtypes and for arrays on another device, ValueError for
     integers that float64 cannot hold.
     """
     array, family = _from_family(name, array)
+    if array.dtype == BFLOAT16:
+        return (array if narrow else widened(array)), family
     kind = array.dtype.kind
     if kind not in "fiub":
         raise TypeError(f"{name} must be real numbers; got dtype {array.dtype}")
@@ -68,10 +74,9 @@ def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
     if torch is not None and isinstance(array, torch.Tensor):
         if array.device.type != "cpu":
             raise TypeError(f"{name} is on device {array.device}; only lev.device.DeviceSketch takes arrays on a GPU")
-        wide = array.dtype == torch.bfloat16
-        return array.detach().to(torch.float32 if wide else array.dtype).numpy(), Family(
-            "torch", torch.bfloat16 if wide else None
-        )
+        if array.dtype == torch.bfloat16:
+            return array.detach().view(torch.int16).numpy().view(BFLOAT16), Family("torch", torch.bfloat16)
+        return array.detach().numpy(), Family("torch")
     if hasattr(array, "__dlpack__"):
         try:
             return np.from_dlpack(array), NUMPY
@@ -81,6 +86,20 @@ def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
         return np.asarray(array), NUMPY
     except ValueError as error:
         raise ValueError(f"{name} is not a rectangular array: {error}") from None
+
+
+def widened(rows: np.ndarray) -> np.ndarray:
+    """Return rows of :data:`BFLOAT16` as float32, without loss, on all cores; others as they are."""
+    if rows.dtype != BFLOAT16:
+        return rows
+    bits, wide = rows["bfloat16"], np.empty(rows.shape, np.uint32)
+
+    def widen(part: slice) -> None:
+        wide[part] = bits[part]
+        wide[part] <<= 16
+
+    run(widen, [slice(start, start + TASK) for start in range(0, len(rows), TASK)])
+    return wide.view(np.float32)
 
 
 def matrix(name: str, array: Any, columns: int | None) -> tuple[np.ndarray, Family]:

@@ -8,21 +8,23 @@ well conditioned.  What the other rows lost is bounded row by row.  Theory: 05, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import scipy  # its parts load when they are first used
 
-from lev import bounds
+from lev import backend, bounds, rounding
 from lev.form import Form
+from lev.frame import Frame
 
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
     """The rows of L that are not zero."""
 
-    rows: np.ndarray  # (n, r), of full column rank
+    rows: np.ndarray  # (n, r), of full column rank; float64 unless they are the keys as they came
     blur: np.ndarray  # (n,) the norm of what rounding may have cost a row
     where: np.ndarray  # (n,) int64, the keys that they stand for
     count: int  # of keys, zero rows included
@@ -33,13 +35,21 @@ class Coordinates:
 
     @cached_property
     def norms(self) -> np.ndarray:
-        return np.linalg.norm(self.rows, axis=1)
+        return self._each(lambda rows: np.linalg.norm(rows, axis=1))
 
     @cached_property
-    def even(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows brought to one binade, for squares of small ones would underflow, and their powers of two."""
-        powers = np.frexp(np.abs(self.rows).max(axis=1, initial=0))[1]
-        return np.ldexp(self.rows, -powers[:, None]), powers
+    def log_sizes(self) -> np.ndarray:
+        """The logarithm of each row's largest entry."""
+        return self._each(lambda rows: np.log(np.abs(rows).max(axis=1, initial=0)))
+
+    def _each(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return what ``of`` makes of the rows, some at a time: what it writes on the way stays in cache."""
+        return np.concatenate(backend.run(lambda part: of(part[0]), backend.pieces(self.rows)))
+
+    @cached_property
+    def powers(self) -> np.ndarray:
+        """The powers of two that bring rows to one binade, or near it: squares of small rows would underflow."""
+        return np.minimum(-np.frexp(np.exp(self.log_sizes))[1], 1000)
 
     def reach(self, p: float) -> float:
         """Return a bound on |x| / ||L x||_p over all x."""
@@ -59,22 +69,63 @@ class Coordinates:
         return spread
 
 
-def eliminate(keys: np.ndarray) -> Coordinates:
-    """Return the coordinates of finite keys (n, d).  Cost: O(n d^2)."""
+def eliminate(keys: np.ndarray, close: float = 0.0) -> Coordinates:
+    """Return the coordinates of finite keys (n, d).  Cost: O(n d^2).
+
+    They are the keys themselves, as they came, where the relative margin of their Gram matrix is at most ``close``.
+    """
     form, _ = Form.empty(keys.shape[1]).add(keys, None, 1.0)
-    frame = form.frame
-    columns = np.arange(frame.dim) if frame.triangle is None else frame.triangle.pivots
-    scaled = np.ldexp(keys.astype(np.float64), -frame.exponents)[:, columns[: frame.rank]]
-    if frame.rank == 0:
-        return Coordinates(scaled[:0], np.zeros(0), np.zeros(0, np.int64), len(keys))
-    # row i of the keys is row order[i] of lower
-    order, lower, upper = scipy.linalg.lu(scaled, p_indices=True, check_finite=False)
-    top, eye = lower[: frame.rank], np.eye(frame.rank)
+    frame, rank = form.frame, form.rank
+    space = _Space(keys, frame)
+    if frame.triangle is None and np.abs(frame.exponents).max() <= 60 and rounding.gram_margin(form) <= close:
+        wide = np.float32 if keys.dtype == np.float32 else np.float64
+        return _nonzero(keys.astype(wide, copy=False), np.zeros(len(keys)))
+    if rank == 0:
+        return Coordinates(np.zeros((0, 0)), np.zeros(0), np.zeros(0, np.int64), len(keys))
+    pivots = space.pivots()
+    order, top, upper = scipy.linalg.lu(space.of(pivots), p_indices=True, check_finite=False)
+    rows, blur = np.empty((len(keys), rank)), np.empty(len(keys))
+    eye = np.eye(rank)
     undo = np.abs(scipy.linalg.solve_triangular(top, eye, lower=True, unit_diagonal=True, check_finite=False))
     back = np.abs(scipy.linalg.solve_triangular(upper, eye, check_finite=False))
-    error = bounds.dot_error(frame.rank) * (eye + undo @ np.abs(top)) @ np.abs(upper) @ back
-    blur = np.linalg.norm(np.abs(lower) @ error, axis=1)
-    blur[: frame.rank] = 0
-    rows, blur = lower[order], blur[order]
+    error = bounds.dot_error(rank) * (eye + undo @ np.abs(top)) @ np.abs(upper) @ back
+
+    def of(part: slice) -> None:
+        solved = scipy.linalg.solve_triangular(upper, space.of(part).T, trans=1, check_finite=False)
+        rows[part] = solved.T
+        blur[part] = np.linalg.norm(np.abs(rows[part]) @ error, axis=1)
+
+    backend.run(of, space.parts())
+    rows[pivots], blur[pivots] = top[order], 0
+    return _nonzero(rows, blur)
+
+
+def _nonzero(rows: np.ndarray, blur: np.ndarray) -> Coordinates:
     where = np.flatnonzero(rows.any(axis=1))
-    return Coordinates(rows[where], blur[where], where, len(keys))
+    some = where if len(where) < len(rows) else slice(None)  # all of them need no copy
+    return Coordinates(rows[some], blur[some], where, len(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """The keys in the columns that the triangle of their frame was cut to."""
+
+    keys: np.ndarray
+    frame: Frame
+
+    def of(self, part: slice | np.ndarray) -> np.ndarray:
+        columns = slice(None) if self.frame.triangle is None else self.frame.triangle.pivots[: self.frame.rank]
+        return np.ldexp(self.keys[part][:, columns].astype(np.float64), -self.frame.exponents[columns])
+
+    def parts(self) -> list[slice]:
+        return [slice(start, start + backend.TASK) for start in range(0, len(self.keys), backend.TASK)]
+
+    def pivots(self) -> np.ndarray:
+        """Return the rows that elimination pivots on, (r,), in order: the best of the best of each part."""
+        found = backend.run(lambda part: part.start + self._pivots(part), self.parts())
+        some = np.concatenate(found)
+        return some[self._pivots(some)] if len(found) > 1 else some
+
+    def _pivots(self, part: slice | np.ndarray) -> np.ndarray:
+        order = scipy.linalg.lu(self.of(part), p_indices=True, check_finite=False)[0]
+        return np.argsort(order)[: self.frame.rank]

@@ -13,12 +13,11 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import scipy  # its parts load when they are first used
 
-from lev import backend, bounds
+from lev import backend, bounds, rounding
 from lev.factor import Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
@@ -109,14 +108,20 @@ class Form:
                 gram, x_norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
                 y_norms, energy, leaves = x_norms, np.diagonal(gram), np.zeros(len(piece), bool)
             else:
-                x, x_norms = self.frame.widen(piece, factors)
-                y, outside = self.frame.coordinates(x)
+                x, x_norms, y, leaves = self._turned(piece, factors)
                 plain = Frame(np.zeros(self.rank, np.int64))
                 gram, y_norms, totals = plain.grams(y, None, groups.size, groups.precision)
                 energy = np.einsum("ij,ij->j", x, x)
-                leaves = self.frame.leaves(x, outside, self.tail, self.excuse)
             upper = x_norms if screen is None else screen(piece, factors, totals, x_norms, y_norms)
             return _Part(gram, energy, leaves, upper)
+
+    def _turned(
+        self, piece: np.ndarray, factors: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows x in the frame's columns, |x|^2, their coordinates y, and which leave the span."""
+        x, norms = self.frame.widen(piece, factors)
+        y, outside = self.frame.coordinates(x)
+        return x, norms, y, self.frame.leaves(x, outside, self.tail, self.excuse)
 
     def sift(
         self, block: np.ndarray, judge: Factor | None, epsilon: float, factors: np.ndarray | None = None
@@ -137,10 +142,9 @@ class Form:
                 if self.frame.triangle is None:
                     norms = self.frame.norms(piece, scales)
                     return screen.closer(odds, piece, scales, norms, norms)
-                x, norms = self.frame.widen(piece, scales)
-                y, outside = self.frame.coordinates(x)
+                _, norms, y, leaves = self._turned(piece, scales)
                 odds = screen.closer(odds, piece, scales, norms, np.einsum("ij,ij->i", y, y))
-            odds[self.frame.leaves(x, outside, self.tail, self.excuse)] = np.inf
+            odds[leaves] = np.inf
             return odds
 
         odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 4 * backend.TASK)))
@@ -169,8 +173,7 @@ class Form:
             with np.errstate(over="ignore", invalid="ignore"):
                 odds = judge.odds(piece, scales)
                 if self.frame.triangle is not None:
-                    x, _ = self.frame.widen(piece, scales)
-                    odds[self.frame.leaves(x, self.frame.coordinates(x)[1], self.tail, self.excuse)] = np.inf
+                    odds[self._turned(piece, scales)[3]] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
             odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
             return rule(odds)
@@ -179,9 +182,9 @@ class Form:
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
-        if judge.frame is self.frame and self._gram_margin(judge.values[0]) <= self.limit:
+        if judge.frame is self.frame and rounding.gram_margin(self, judge.values[0]) <= self.limit:
             return True
-        return bool(np.isfinite(self.gram).all()) and self._gram_margin() <= self.limit
+        return bool(np.isfinite(self.gram).all()) and rounding.gram_margin(self) <= self.limit
 
     # -- bound ---------------------------------------------------------------------------------------------
 
@@ -190,7 +193,7 @@ class Form:
         values, vectors = np.linalg.eigh(self.gram)
         whiten = vectors / np.sqrt(values)
         least = float(values[0]) if self.rank else 1.0
-        return self._factored(values, whiten, least, self._gram_margin(least))
+        return self._factored(values, whiten, least, rounding.gram_margin(self, least))
 
     def triangular(self) -> Factor:
         """Return a factor by Cholesky, or :meth:`factor` where that would be less accurate than the form may be.
@@ -203,60 +206,18 @@ class Form:
                 scipy.linalg.cholesky(self.gram, check_finite=False), np.eye(self.rank), check_finite=False
             )
             size, inverse = float(np.trace(self.gram)), float(np.vdot(whiten, whiten))
-            if self.rank and (margin := self._root_margin(size, inverse)) <= self.limit:
+            if self.rank and (margin := rounding.root_margin(self.frame.dim, self.sums, size, inverse)) <= self.limit:
                 return self._factored(np.full(self.rank, 1 / inverse), whiten, 1 / inverse, margin)
         return self.factor()
 
     def _factored(self, values: np.ndarray, whiten: np.ndarray, least: float, margin: float) -> Factor:
-        reach, slack = self._rounding(whiten, least, margin) if self.rank else (0.0, 0.0)
+        reach, slack = rounding.of_factor(self, whiten, least, margin) if self.rank else (0.0, 0.0)
         return Factor(self.frame, self.rows, values, whiten, self.inherited + slack, reach)
-
-    def _rounding(self, whiten: np.ndarray, least: float, margin: float) -> tuple[float, float]:
-        """Return (reach, slack): the rounding of ||y W|| for a row of unit norm, and of the form itself.
-
-        ``least`` is no more than an eigenvalue, ``margin`` what W makes of the Gram matrix's.
-        T is only nearly the inverse of the triangle R.  What that costs is bounded either for the form as a
-        whole or row by row; the second is far better when the rows differ in size by many orders.
-        """
-        unit = bounds.dot_error(self.frame.dim)
-        tail, excused, triangle = float(np.linalg.norm(self.tail)), self.turns * self.excuse, self.frame.triangle
-        sizes = np.linalg.norm(whiten, axis=1)
-        if triangle is None:
-            once = unit * _spectral(np.abs(whiten))
-            own = bounds.turned_error(self.frame.dim) * float(np.linalg.norm(sizes))
-            return own + excused * once, margin + _squared((1 + self.turns) * once * tail)
-        inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
-        product = inverse @ np.abs(whiten)
-        once = unit * _spectral(product)
-        gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / least
-        whole = gap + _squared((1 + self.turns) * once * tail)
-        turned = once + unit * _spectral(inverse @ (square @ product))
-        each = _squared((turned + self.turns * once) * tail)
-        own = bounds.turned_error(self.frame.dim) * float(np.linalg.norm(inverse @ sizes))
-        own += once if whole <= each else turned
-        return own + excused * once, margin + min(whole, each)
-
-    def _root_margin(self, size: float, inverse: float) -> float:
-        """Return the relative margin of an inverted Cholesky factor, given the traces of G and of its inverse."""
-        return float(_root_margin(self.frame.dim, self.sums, size, inverse))
-
-    def _gram_margin(self, smallest: float | None = None) -> float:
-        """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
-        if smallest is None:
-            smallest = float(np.linalg.eigvalsh(self.gram)[0]) if self.rank else 1.0
-        if not smallest > 0:
-            return math.inf
-        error = self._gram_error() + 4 * bounds.dot_error(self.frame.dim)
-        return error * float(np.trace(self.gram)) / smallest
-
-    def _gram_error(self) -> float:
-        # a root of the form, of at most dim rows, is added in one go too
-        return bounds.gram_error(max(backend.CHAIN, self.frame.dim), self.sums)
 
     def _margin(self) -> float:
         """Return the relative margin that a new frame inherits."""
         fresh = self.frame.triangle is not None and self.sums == 0
-        return self.inherited if fresh else self.inherited + self._gram_margin()
+        return self.inherited if fresh else self.inherited + rounding.gram_margin(self)
 
     # -- change the frame, merge ---------------------------------------------------------------------------
 
@@ -280,7 +241,7 @@ class Form:
         if plain and np.array_equal(self.frame.exponents, other.frame.exponents):
             inherited, sums = max(self.inherited, other.inherited), self.sums + other.sums + 1
             summed = replace(both, gram=self.gram + other.gram, sums=sums, inherited=inherited)
-            if summed._gram_margin() <= limit:
+            if rounding.gram_margin(summed) <= limit:
                 return summed
         both = replace(both, inherited=max(self._margin(), other._margin()))
         return both._reframed([self._stacked(), other._stacked()])
@@ -341,7 +302,7 @@ class Form:
             return self
         root, frame = self.root(), Frame(self.frame.exponents)
         plain = replace(self, frame=frame, gram=root.T @ root, sums=0, inherited=self._margin())
-        return plain if plain._gram_margin() <= self.limit / 4 else self
+        return plain if rounding.gram_margin(plain) <= self.limit / 4 else self
 
     def check(self, dim: int) -> None:
         """Raise ValueError unless shapes, dtypes and values are those of a form of ``dim`` columns."""
@@ -379,37 +340,3 @@ def _worst_first(block: np.ndarray, judge: Factor, factors: np.ndarray | None, l
     """Return the order of the rows by how little the judge's form knows of them."""
     odds = judge.ends(block, factors)[1]
     return np.argsort(-np.where(leaves | ~np.isfinite(odds), np.inf, odds), kind="stable")
-
-
-def plain_rounding(
-    turns: np.ndarray, inherited: np.ndarray, sums: Any, tail: np.ndarray, size: np.ndarray, inverse: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (reach, slack), (heads,) each, of forms in identity frames for inverted Cholesky factors.
-
-    ``tail`` is (heads, D); ``size`` and ``inverse`` are the traces of the Gram matrices and of their inverses.
-    """
-    dim = tail.shape[1]
-    once = bounds.dot_error(dim) * np.sqrt(inverse)
-    each = _squared((1 + turns) * once * np.linalg.norm(tail, axis=1))
-    return once, inherited + _root_margin(dim, sums, size, inverse) + each
-
-
-def _root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:
-    """Return the relative margin of inverted Cholesky factors, given the traces of G and of its inverse.
-
-    Twice the square root of their product is the most that the inverted factor may be off, relatively.
-    """
-    error = bounds.gram_error(max(backend.CHAIN, dim), sums) + 4 * bounds.dot_error(dim)
-    return error * size * inverse + 4 * bounds.dot_error(2 * dim) * np.sqrt(size * inverse)
-
-
-def _spectral(matrix: np.ndarray) -> float:
-    """Return a bound on the spectral norm of a matrix that is nowhere negative."""
-    product = float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max())
-    return min(math.sqrt(product), float(np.linalg.norm(matrix)))
-
-
-def _squared(error: Any) -> Any:
-    """Return the relative error of a square whose root has relative error ``error``, from either side."""
-    with np.errstate(divide="ignore"):
-        return 1 / np.fmax(1 - error, 0) ** 2 - 1

@@ -16,7 +16,7 @@ import scipy  # its parts load when they are first used
 from lev import bounds
 from lev.eliminate import Coordinates
 from lev.lewis import lewis_weights
-from lev.refine import triangle_of
+from lev.triangle import LOOSE, triangle_of
 
 _ROUNDS = 12
 _CHUNK = 2**22  # numbers of one dense block
@@ -84,7 +84,7 @@ def flows(found: Coordinates, weights: np.ndarray, asked: np.ndarray, reach: flo
     at ``reach``, a bound on |x| / ||K x||_1, as is the keys' blur.
     """
     rows, n, rank = found.rows, len(found.rows), found.rank
-    triangle = triangle_of(np.sqrt(weights)[:, None] * rows)
+    triangle = triangle_of(rows, np.sqrt(weights), LOOSE)
     queries = scipy.linalg.cho_solve((triangle, False), rows[asked].T, check_finite=False)
     flow = weights[:, None] * (rows @ queries)
     at = np.arange(len(asked))
@@ -132,7 +132,7 @@ def _scores(found: Coordinates, group: np.ndarray, asked: np.ndarray) -> np.ndar
     part, rank = found.rows[group], found.rank
     if len(group) < rank:
         return np.full(len(asked), math.inf)
-    triangle = triangle_of(part)
+    triangle = triangle_of(part, np.ones(len(group)))
     if not np.abs(np.diagonal(triangle)).min() > 0:
         return np.full(len(asked), math.inf)
     inverse = float(np.linalg.norm(scipy.linalg.solve_triangular(triangle, np.eye(rank), check_finite=False)))

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lev import backend, bounds
+from lev import backend, bounds, rounding
 from lev.candidates import Candidates
 from lev.factor import proved_ends
-from lev.form import Form, plain_rounding
+from lev.form import Form
 from lev.frame import Frame, for_kernels
 from lev.rows import Ragged, Rows, joined
 
@@ -121,7 +121,7 @@ class _Grown:
         backend.block_kernels().whiteners(gram, whiten, inverse)
         tail = np.hypot([form.tail for form in forms], np.sqrt(energy))
         size = np.einsum("hii->h", gram)
-        reach, slack = plain_rounding(turns, inherited, np.array(sums), tail, size, inverse)
+        reach, slack = rounding.of_plain_factors(turns, inherited, np.array(sums), tail, size, inverse)
         accurate = healthy & (slack - inherited <= limit)
         reach, slack = np.where(accurate, (reach, slack), 0)
         return cls(forms, m, scale, gram, tail, limit, whiten, reach, slack, accurate)

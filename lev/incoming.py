@@ -22,6 +22,8 @@ class Fed(abc.ABC):
     A subclass keeps the streams.
     """
 
+    _narrow = False  # whether keys of bfloat16 may come as their bits, for :func:`wide` to widen some at a time
+
     def __init__(
         self, dim: int, epsilon: float, heads: tuple[int, ...], start: int, payload_dim: int, intercept: bool
     ) -> None:
@@ -59,6 +61,7 @@ class Fed(abc.ABC):
             ids=self._ids,
             held=self._held_ids,
             heads=self.heads,
+            narrow=self._narrow and mask is None,
         )
         rows, masked = blanked(rows, mask, self.heads, self.intercept)
         return rows, {"_ids": ids, "_masked": self._masked + masked, "_family": family, "_settled": None}
@@ -66,7 +69,7 @@ class Fed(abc.ABC):
     def _pend(self, rows: Rows, before: int = 0) -> None:
         """Keep a copy of rows, which came after ``before`` others, until they are a block.  Raises ValueError."""
         if len(rows):
-            keys = backend.finite_copy("keys", rows.keys, before)
+            keys = backend.finite_copy("keys", wide(rows).keys, before)
             self._pending.append(Rows.of(keys, rows.ids, np.array(rows.payload)))
             self._waiting += len(rows)
 
@@ -88,13 +91,15 @@ def incoming(
     ids: Ids,
     held: Callable[[], np.ndarray],
     heads: tuple[int, ...] = (),
+    narrow: bool = False,
 ) -> tuple[Rows, Ids, backend.Family]:
     """Return the rows of an update, (m, heads, dim), what is known of the ids then, and the family of the keys.
 
-    ``ids`` is what is known before; ``held`` returns the ids of the rows retained, if they are needed.  Whether rows
-    are finite is for the caller to see.  Raises TypeError and ValueError.
+    ``ids`` is what is known before; ``held`` returns the ids of the rows retained, if they are needed; with ``narrow``
+    the caller widens bfloat16.  Whether rows are finite is for the caller to see.
+    Raises TypeError and ValueError.
     """
-    array, family = _by_row("keys", keys, heads, None, dim)
+    array, family = _by_row("keys", keys, heads, None, dim, narrow)
     m = len(array)
     numbers, known = ids.count_on(m) if indices is None else ids.take(indices, m, held())
     if payload is None and payload_dim and m:
@@ -103,6 +108,11 @@ def incoming(
     if payload is not None:
         extra, _ = _by_row("payload", payload, heads, m, payload_dim)
     return Rows.of(array, numbers, extra), known, family
+
+
+def wide(rows: Rows) -> Rows:
+    """Return the rows with keys that are numbers."""
+    return replace(rows, keys=backend.widened(rows.keys))
 
 
 def blanked(rows: Rows, mask: Any, heads: tuple[int, ...], intercept: bool) -> tuple[Rows, np.ndarray]:
@@ -157,10 +167,10 @@ def known_ends(normalizer: Any, shape: tuple[int, ...]) -> list[tuple[np.ndarray
 
 
 def _by_row(
-    name: str, array: Any, heads: tuple[int, ...], count: int | None, columns: int
+    name: str, array: Any, heads: tuple[int, ...], count: int | None, columns: int, narrow: bool = False
 ) -> tuple[np.ndarray, backend.Family]:
     """Return (*heads, m, columns) as (m, heads, columns), heads in C order."""
-    rows, family = backend.intake(name, array)
+    rows, family = backend.intake(name, array, narrow=narrow)
     fits = rows.ndim == len(heads) + 2 and rows.shape[:-2] == heads and rows.shape[-1] == columns
     if not fits or (count is not None and rows.shape[-2] != count):
         wanted = ", ".join(map(str, (*heads, "m" if count is None else count, columns)))

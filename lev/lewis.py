@@ -12,10 +12,13 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 from lev.checks import check_epsilon, check_fraction, check_power
 from lev.eliminate import Coordinates, eliminate
-from lev.refine import refine, triangle_of
+from lev.refine import refine
+from lev.triangle import inverse_of, squares_of, triangle_of
 from lev.universal import UniversalSet, select
 
 _MOST_ROUNDS = 20_000
+CLOSE = 2.0**-24
+"""Proved margin of a triangle; what it is off by is less than a thousandth of that, and than the residual."""
 
 
 class NotConverged(ArithmeticError):
@@ -39,8 +42,10 @@ def lewis_weights(keys: Any, p: float) -> Any:
     array([1. , 0.5, 0.5])
     """
     array, family, p = *backend.finite_keys(keys), check_power(p)
-    found = eliminate(array)
-    return family.out(found.spread(np.exp(_log_weights(found, p))))
+    with backend.single_blas():
+        found = eliminate(array, CLOSE)
+        log_weights = _log_weights(found, p)
+    return family.out(found.spread(np.exp(log_weights)))
 
 
 def sensitivities(
@@ -66,7 +71,8 @@ def sensitivities(
     array, family, p = *backend.finite_keys(keys), check_power(p)
     tolerance = check_fraction("tolerance", tolerance)
     asked = np.arange(len(array)) if rows is None else backend.indices("rows", rows, len(array))
-    lower, upper = _brackets(array, p, asked, lambda low, high: low >= (1 - tolerance) * high)
+    with backend.single_blas():
+        lower, upper = _brackets(array, p, asked, lambda low, high: low >= (1 - tolerance) * high)
     return family.out(lower[asked]), family.out(upper[asked])
 
 
@@ -89,7 +95,8 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
     def decided(low: float, high: float) -> bool:
         return high < epsilon or low >= epsilon or low >= (1 - bounds.BRACKET_TOLERANCE) * high
 
-    lower, upper = _brackets(array, p, np.arange(len(array)), decided)
+    with backend.single_blas():
+        lower, upper = _brackets(array, p, np.arange(len(array)), decided)
     return select(array, family, lower, upper, epsilon, p)
 
 
@@ -105,10 +112,10 @@ def _log_weights(found: Coordinates, p: float) -> np.ndarray:
     """
     if not found.rank:
         return np.zeros(0)
-    log_roots = 2 / p * np.maximum(_log_leverages(found, np.zeros(len(found.rows))), math.log(bounds.UNIT))
+    log_roots = 2 / p * np.maximum(log_leverages(found, np.zeros(len(found.rows))), math.log(bounds.UNIT))
     damping, before, residual = 4 / (2 + p), math.inf, math.inf
     for _ in range(min(_MOST_ROUNDS, int(100 + 100 * max(p, 1 / p)))):
-        step = _log_leverages(found, (p / 2 - 1) * log_roots) - log_roots
+        step = log_leverages(found, (p / 2 - 1) * log_roots) - log_roots
         residual = max(1.0, p / 2) * float(np.abs(step).max())
         if residual <= bounds.LEWIS_RESIDUAL:
             return p / 2 * (log_roots + step)
@@ -118,24 +125,17 @@ def _log_weights(found: Coordinates, p: float) -> np.ndarray:
     raise NotConverged(f"the Lewis weights for p={p!r} did not converge: relative residual {residual:.1e}")
 
 
-def _triangle(rows: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+def _triangle(found: Coordinates, log_weights: np.ndarray, limit: float = 0.0) -> tuple[np.ndarray, float]:
     """Return R and s with R^T R = exp(-2 s) K^T exp(log_weights) K; the scale s keeps all within range."""
-    shift = float(np.max(log_weights / 2 + np.log(np.abs(rows).max(axis=1))))
-    scaled = np.exp(log_weights / 2 - shift)[:, None] * rows
-    return triangle_of(scaled), shift
+    shift = float(np.max(log_weights / 2 + found.log_sizes))
+    return triangle_of(found.rows, np.exp(log_weights / 2 - shift), limit), shift
 
 
-def _roots(found: Coordinates, triangle: np.ndarray) -> np.ndarray:
-    """Return |R^{-T} k_j| of every row."""
-    even, powers = found.even
-    roots = np.linalg.norm(scipy.linalg.solve_triangular(triangle, even.T, trans=1, check_finite=False), axis=0)
-    return np.ldexp(roots, powers)
-
-
-def _log_leverages(found: Coordinates, log_weights: np.ndarray) -> np.ndarray:
+def log_leverages(found: Coordinates, log_weights: np.ndarray) -> np.ndarray:
     """Return the logarithm of k_j^T (K^T exp(log_weights) K)^{-1} k_j of every row."""
-    triangle, shift = _triangle(found.rows, log_weights)
-    return 2 * (np.log(_roots(found, triangle)) - shift)
+    triangle, shift = _triangle(found, log_weights, CLOSE)
+    squares = squares_of(found.rows, np.ldexp(1.0, found.powers), triangle)
+    return np.log(squares) - 2 * (math.log(2) * found.powers + shift)
 
 
 # -- brackets ----------------------------------------------------------------------------------------------
@@ -149,13 +149,15 @@ def _brackets(
     log_weights = _log_weights(found, p)
     lower, upper = _certificates(found, p, log_weights)
     start = np.exp((1 - 2 / p) * (log_weights - log_weights.max(initial=-math.inf)))
-    for j in np.flatnonzero(np.isin(found.where, asked)):
-        if enough(lower[j], upper[j]):
-            continue
-        for low, high in refine(found, p, start, int(j)):
+
+    def narrow(j: int) -> None:
+        for low, high in refine(found, p, start, j):
             lower[j], upper[j] = max(lower[j], low), min(upper[j], high)
             if enough(lower[j], upper[j]):
-                break
+                return
+
+    wanted = np.flatnonzero(np.isin(found.where, asked)).tolist()
+    backend.run(narrow, [j for j in wanted if not enough(lower[j], upper[j])])
     return found.spread(lower), found.spread(upper)
 
 
@@ -168,9 +170,11 @@ def _certificates(found: Coordinates, p: float, log_v: np.ndarray) -> tuple[np.n
     n, rank = found.rows.shape
     if not rank:
         return np.zeros(0), np.zeros(0)
-    triangle, shift = _triangle(found.rows, (1 - 2 / p) * log_v)
-    inverse = float(np.linalg.norm(scipy.linalg.solve_triangular(triangle, np.eye(rank), check_finite=False)))
-    roots = _roots(found, triangle)
+    triangle, shift = _triangle(found, (1 - 2 / p) * log_v)
+    inverse = float(np.linalg.norm(inverse_of(triangle)))
+    even = np.ldexp(found.rows, found.powers[:, None])
+    solved = scipy.linalg.solve_triangular(triangle, even.T, trans=1, check_finite=False)
+    roots = np.ldexp(np.linalg.norm(solved, axis=0), -found.powers)
     pad = (found.blur + bounds.dot_error(4 * rank + 4) * found.norms) * inverse
     scale = np.exp((0.5 - 1 / p) * log_v - shift)
     lost = bounds.dot_error(n * rank) * float(np.linalg.norm(triangle)) + float(np.linalg.norm(scale * found.blur))

@@ -7,6 +7,7 @@ Theory: 05, duality.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import scipy  # its parts load when they are first used
 
 from lev import bounds
 from lev.eliminate import Coordinates
+from lev.triangle import LOOSE, triangle_of
 
 _ROUNDS = 60
 _ROUNDS_BELOW_1 = 8
@@ -60,20 +62,13 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
 def least_squares(rows: np.ndarray, weights: np.ndarray, j: int) -> tuple[np.ndarray, np.ndarray]:
     """Return x = M^{-1} k_j and u = D K x for M = K^T D K, D = diag(weights): K^T u = k_j up to rounding."""
     weights = weights / weights.max()
-    scaled = np.sqrt(weights)[:, None] * rows
-    triangle = triangle_of(scaled)
+    triangle = triangle_of(rows, np.sqrt(weights), LOOSE)
     x, u, left = np.zeros(rows.shape[1]), np.zeros(len(rows)), rows[j]
     for _ in range(2):
         x = x + scipy.linalg.cho_solve((triangle, False), left, check_finite=False)
         u = weights * (rows @ x)
         left = rows[j] - rows.T @ u
     return x, u
-
-
-def triangle_of(rows: np.ndarray) -> np.ndarray:
-    """Return R with R^T R = rows^T rows; sorted by norm, small rows keep their digits beside large ones."""
-    order = np.argsort(-np.linalg.norm(rows, axis=1), kind="stable")
-    return np.asarray(np.linalg.qr(rows[order], mode="r"))
 
 
 def below(found: Coordinates, p: float, j: int, x: np.ndarray) -> float:
@@ -107,11 +102,24 @@ def _unit(response: np.ndarray, j: int) -> np.ndarray:
 
 
 def _best(state: np.ndarray, goal: np.ndarray, power: float) -> np.ndarray:
-    """Return the best point of a few on the way from ``state`` to ``goal``, by its norm of that power."""
-    steps = np.unique(np.minimum(_STEPS / (power - 1), 1.0)) if power > 1 else np.ones(1)
-    tried = state + steps[:, None] * (goal - state)
-    largest = np.abs(tried).max()
-    return tried[np.argmin(np.sum(np.abs(tried / largest) ** power, axis=1))]
+    """Return the best point of a few on the way from ``state`` to ``goal``, by its norm of that power.
+
+    The norm is convex along the way: from Newton's step on, each way is gone while it falls.
+    """
+    if power <= 1:
+        return goal
+    largest, way = max(np.abs(state).max(), np.abs(goal).max()), goal - state
+    steps = np.unique(np.minimum(_STEPS / (power - 1), 1.0))
+
+    @functools.cache
+    def size(i: int) -> float:
+        return float(np.sum((np.abs(state + steps[i] * way) / largest) ** power)) if 0 <= i < len(steps) else math.inf
+
+    best = int(np.searchsorted(steps, min(1 / (power - 1), 1.0)))
+    for ahead in (1, -1):
+        while size(best + ahead) < size(best):
+            best += ahead
+    return state + steps[best] * way
 
 
 def linear_program(found: Coordinates, u: np.ndarray, j: int) -> tuple[np.ndarray, np.ndarray]:

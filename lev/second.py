@@ -55,8 +55,7 @@ def complete(stream: Candidates, replay: Replay) -> Candidates:
     for keys, ids in replay:
         for start in range(0, len(keys), backend.TASK):
             part = slice(start, start + backend.TASK)
-            factors = None if weighting.decay == 1 else weighting.scales(ids[part], stream.epoch)
-            form, judge = form.grown(keys[part], judge, factors)
+            form, judge = form.grown(keys[part], judge, stream.factors(ids[part]))
     whole = replace(stream, weighting=weighting, form=form, mass=0.0, left=0, judge=None, current=False)
     return whole.pruned()
 

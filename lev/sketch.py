@@ -22,7 +22,7 @@ from lev.checks import check_answerable, check_fraction, check_integer, check_po
 from lev.form import Form, NonFiniteRow
 from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
-from lev.incoming import Fed, asked_for, known_ends
+from lev.incoming import Fed, asked_for, known_ends, wide
 from lev.lewis import lp_universal_set
 from lev.rows import Ragged, Rows, concatenate, stacked
 from lev.second import Replay, complete, tighten
@@ -69,6 +69,8 @@ class Sketch(Fed, store.Stored):
     array([1234])
 
     """
+
+    _narrow = True
 
     def __init__(
         self,
@@ -209,7 +211,7 @@ class Sketch(Fed, store.Stored):
         start = -self._waiting
         while len(rows) - start >= self._block_rows():
             end = start + self._block_rows()
-            block = concatenate([*self._pending, rows.take(slice(max(start, 0), end))])
+            block = concatenate([*self._pending, wide(rows.take(slice(max(start, 0), end)))])
             try:
                 self._streams = absorb_all(self._streams, block)
             except NonFiniteRow as error:

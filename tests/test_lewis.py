@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from strategies import FAMILIES, streams
 
 import lev
-from lev import lewis
+from lev import backend, lewis
+from lev.eliminate import eliminate
+from lev.form import Form
 from lev.lewis import lewis_weights, lp_universal_set, sensitivities
 
 POWERS = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0]
@@ -200,7 +202,7 @@ def test_brackets_close(keys, p):
 @given(plain, powers)
 @few
 def test_certificates_hold_for_any_positive_weights(keys, p):
-    found = lewis.eliminate(keys)
+    found = eliminate(keys)
     log_v = np.random.default_rng(0).uniform(-3, 0, len(found.rows))
     lower, upper = lewis._certificates(found, p, log_v)
     low, high = (ends[found.where] for ends in sensitivities(keys, p))
@@ -215,11 +217,41 @@ HARD = ("ill_conditioned", "near_collinear", "one_tiny_alone", "one_huge", "grad
 @settings(max_examples=60, derandomize=True)
 def test_brackets_hold_exact_leverage_on_hard_keys(keys):
     # directions at the level of rounding count as null: below the resolution nothing is promised
-    assume(lewis.eliminate(keys).rank == naive.rank(keys))
+    assume(eliminate(keys).rank == naive.rank(keys))
     truth = naive.leverage(keys)[0]
     lower, upper = sensitivities(keys, 2, tolerance=1e-15)
     for low, true, high in zip(lower, truth, upper, strict=True):
         assert Fraction(low) <= true <= Fraction(high)
+
+
+@settings(max_examples=12, derandomize=True)
+@given(streams(families=(*HARD, "gaussian", "low_rank"), most_rows=25), st.integers(0, 2**32))
+def test_long_keys_are_eliminated_part_by_part(keys, seed):
+    """Pivots come from several parts, wherever the hard rows are; beside it stand the scores of the form."""
+    assume(keys.any())
+    rng = np.random.default_rng(seed)
+    many = 2 * backend.TASK + 7
+    long = keys[rng.integers(0, len(keys), many)] * 2.0 ** -rng.integers(0, 9, (many, 1))
+    form, _ = Form.empty(long.shape[1]).add(long, None)
+    low, high = form.factor().bracket(long)
+    found = eliminate(long)
+    assert found.rank == form.rank
+    assert np.abs(found.rows).max() < 2.0**found.rank
+    assert len(found.where) == np.count_nonzero(long.any(axis=1))
+    lower, upper = map(found.spread, lewis._certificates(found, 2.0, lewis._log_weights(found, 2.0)))
+    assert np.all(lower <= high)
+    assert np.all(upper >= low)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_keys_that_need_no_coordinates_have_the_same_weights(p, dtype):
+    keys = (8 * np.random.default_rng(4).standard_normal((9000, 5))).astype(dtype)
+    keys[7] = 0
+    own = eliminate(keys, lewis.CLOSE)
+    np.testing.assert_array_equal(own.rows, np.delete(keys, 7, axis=0))
+    found = eliminate(keys.astype(np.float64))
+    np.testing.assert_allclose(lewis_weights(keys, p)[found.where], np.exp(lewis._log_weights(found, p)), rtol=1e-10)
 
 
 def test_rows_pick_and_order():

@@ -70,6 +70,27 @@ def test_torch_tensors_come_back_as_torch_tensors():
     assert found.top(1).indices.tolist() == [123]
 
 
+@pytest.mark.parametrize("options", [{}, {"p": 3.0}, {"heads": (2,)}, {"payload_dim": 2}, {"sample": 0.5}])
+def test_bfloat16_rows_are_what_they_widen_to_in_any_split(options):
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    heads = options.get("heads", ())
+    keys = torch.randn((*heads, 700, 4), generator=torch.Generator().manual_seed(1)).bfloat16()
+    extra = {"payload": keys[..., :2]} if "payload_dim" in options else {}
+    whole = lev.Sketch(4, 0.02, **options).update(keys.float(), **{name: one.float() for name, one in extra.items()})
+    parts = lev.Sketch(4, 0.02, **options)
+    for some in (slice(0, 1), slice(1, 600), slice(600, 700)):
+        parts.update(keys[..., some, :], **{name: one[..., some, :] for name, one in extra.items()})
+    assert parts == whole
+    mask = np.zeros((*heads, 700), bool)
+    masked = lev.Sketch(4, 0.02, **options).update(keys, mask=mask, **extra)
+    assert masked == whole
+    for bad in (5, 690):
+        broken = keys.clone()
+        broken[..., bad, 1] = float("nan")
+        with pytest.raises(ValueError, match=f"row {bad} holds NaN"):
+            lev.Sketch(4, 0.02, **options).update(broken, **extra)
+
+
 def test_update_neither_writes_nor_keeps_the_rows():
     keys = KEYS.copy()
     sketch = lev.Sketch(4, 0.1).update(keys)

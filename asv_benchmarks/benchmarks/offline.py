@@ -7,6 +7,8 @@ import numpy as np
 import scipy.optimize
 
 import lev
+from lev.eliminate import eliminate
+from lev.lewis import CLOSE, log_leverages
 
 from .common import QUICK, gram, interleaved, make_keys
 
@@ -17,16 +19,15 @@ ASKED = 2 if QUICK else 8  # rows whose sensitivity is refined
 
 
 def lewis():
-    """Return the seconds of one round, of a whole iteration to 1e-11, and of the Gram product.
-
-    For p = 2 the first round is the fixed point, which a second confirms: half of that is a round.
-    """
+    """Return the seconds of one round, of what comes before it, of a whole iteration, and of the Gram product."""
     keys = make_keys(*LONG, 30)
-    once = interleaved({"two": lambda: lev.lewis_weights(keys, 2), "gram": lambda: gram(keys)}, 1)
+    ready, none = eliminate(keys, CLOSE), np.zeros(len(keys))
+    tasks = {"gram": lambda: gram(keys), "round": lambda: log_leverages(ready, none)}
+    once = interleaved({**tasks, "start": lambda: eliminate(keys, CLOSE)}, 1 if QUICK else 5)
     few = keys[: max(2000, len(keys) // 10)]
     tasks = {f"p = {p:g}": lambda p=p: lev.lewis_weights(few, p) for p in POWERS}
     whole = interleaved({**tasks, "gram": lambda: gram(few)}, 1)
-    return {"shape": keys.shape, "round": once["two"] / 2, "gram": once["gram"], "rows": len(few), "whole": whole}
+    return {"shape": keys.shape, **once, "rows": len(few), "whole": whole}
 
 
 def by_scipy(keys, p, j):
@@ -91,5 +92,6 @@ class Lewis:
 
     def track_round_over_gram(self):
         keys = make_keys(LONG[0] // 10, LONG[1], 30)
-        seconds = interleaved({"two": lambda: lev.lewis_weights(keys, 2), "gram": lambda: gram(keys)}, 1)
-        return seconds["two"] / 2 / seconds["gram"]
+        ready, none = eliminate(keys, CLOSE), np.zeros(len(keys))
+        seconds = interleaved({"round": lambda: log_leverages(ready, none), "gram": lambda: gram(keys)}, 1)
+        return seconds["round"] / seconds["gram"]

@@ -57,7 +57,9 @@ def whiteners(gram, out, sizes):
     width = padded(dim)
     root, minus, inverse = np.zeros((width, width)), np.zeros((width, width)), np.zeros((width, width))
     for head in range(heads):
-        root[:dim, :dim] = gram[head]
+        for i in range(dim):
+            for j in range(dim):
+                root[i, j] = gram[head, i, j]
         definite = factor(root, dim, minus)
         if definite:
             invert(root, dim, minus, inverse)

@@ -54,7 +54,9 @@ def gram(rows, factors, scale, precision, size, out, norms, totals):
     width = padded(dim)
     x, squares = np.zeros((CHUNK, width)), np.zeros((3, width, width))
     part, whole, inverse = squares[0], squares[1], squares[2]
-    inverse[:dim, :dim] = precision
+    for i in range(dim):
+        for j in range(dim):
+            inverse[i, j] = precision[i, j]
     for group in range(len(totals)):
         for start in range(group * size, min((group + 1) * size, m), CHUNK):
             some = slice(start, min(start + CHUNK, (group + 1) * size, m))
@@ -76,7 +78,9 @@ def scores(rows, factors, scale, lower, out, norms):
     m, dim = len(rows), len(scale)
     width, step = padded(dim), CHUNK // HIGH * HIGH
     x, right = np.zeros((step, width), lower.dtype), np.zeros((dim, width), lower.dtype)
-    right[:, :dim] = lower
+    for i in range(dim):
+        for j in range(dim):
+            right[i, j] = lower[i, j]
     for start in range(0, m, step):
         some = slice(start, min(start + step, m))
         widen(rows[some], factors[some], scale, x, norms[some])

@@ -1,0 +1,88 @@
+"""What rounding may have made of a form, and of the scores by its factors.  Theory: 04, rounding margin."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lev import backend, bounds
+
+if TYPE_CHECKING:
+    from lev.form import Form
+
+
+def gram_margin(form: Form, smallest: float | None = None) -> float:
+    """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
+    if smallest is None:
+        smallest = float(np.linalg.eigvalsh(form.gram)[0]) if form.rank else 1.0
+    if not smallest > 0:
+        return math.inf
+    error = _gram_error(form.frame.dim, form.sums) + 4 * bounds.dot_error(form.frame.dim)
+    return error * float(np.trace(form.gram)) / smallest
+
+
+def root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:
+    """Return the relative margin of inverted Cholesky factors, given the traces of G and of its inverse.
+
+    Twice the square root of their product is the most that the inverted factor may be off, relatively.
+    """
+    error = _gram_error(dim, sums) + 4 * bounds.dot_error(dim)
+    return error * size * inverse + 4 * bounds.dot_error(2 * dim) * np.sqrt(size * inverse)
+
+
+def _gram_error(dim: int, sums: Any) -> Any:
+    # a root of the form, of at most dim rows, is added in one go too
+    return bounds.gram_error(max(backend.CHAIN, dim), sums)
+
+
+def of_factor(form: Form, whiten: np.ndarray, least: float, margin: float) -> tuple[float, float]:
+    """Return (reach, slack): the rounding of ||y W|| for a row of unit norm, and of the form itself.
+
+    ``least`` is no more than an eigenvalue, ``margin`` what W makes of the Gram matrix's.
+    T is only nearly the inverse of the triangle R.  What that costs is bounded either for the form as a
+    whole or row by row; the second is far better when the rows differ in size by many orders.
+    """
+    unit = bounds.dot_error(form.frame.dim)
+    tail, excused, triangle = float(np.linalg.norm(form.tail)), form.turns * form.excuse, form.frame.triangle
+    sizes = np.linalg.norm(whiten, axis=1)
+    if triangle is None:
+        once = unit * _spectral(np.abs(whiten))
+        own = bounds.turned_error(form.frame.dim) * float(np.linalg.norm(sizes))
+        return own + excused * once, margin + _squared((1 + form.turns) * once * tail)
+    inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
+    product = inverse @ np.abs(whiten)
+    once = unit * _spectral(product)
+    gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / least
+    whole = gap + _squared((1 + form.turns) * once * tail)
+    turned = once + unit * _spectral(inverse @ (square @ product))
+    each = _squared((turned + form.turns * once) * tail)
+    own = bounds.turned_error(form.frame.dim) * float(np.linalg.norm(inverse @ sizes))
+    own += once if whole <= each else turned
+    return own + excused * once, margin + min(whole, each)
+
+
+def of_plain_factors(
+    turns: np.ndarray, inherited: np.ndarray, sums: Any, tail: np.ndarray, size: np.ndarray, inverse: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (reach, slack), (heads,) each, of forms in identity frames for inverted Cholesky factors.
+
+    ``tail`` is (heads, D); ``size`` and ``inverse`` are the traces of the Gram matrices and of their inverses.
+    """
+    dim = tail.shape[1]
+    once = bounds.dot_error(dim) * np.sqrt(inverse)
+    each = _squared((1 + turns) * once * np.linalg.norm(tail, axis=1))
+    return once, inherited + root_margin(dim, sums, size, inverse) + each
+
+
+def _spectral(matrix: np.ndarray) -> float:
+    """Return a bound on the spectral norm of a matrix that is nowhere negative."""
+    product = float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max())
+    return min(math.sqrt(product), float(np.linalg.norm(matrix)))
+
+
+def _squared(error: Any) -> Any:
+    """Return the relative error of a square whose root has relative error ``error``, from either side."""
+    with np.errstate(divide="ignore"):
+        return 1 / np.fmax(1 - error, 0) ** 2 - 1
