@@ -16,6 +16,7 @@ from lev import backend, lewis
 from lev.eliminate import eliminate
 from lev.form import Form
 from lev.lewis import lewis_weights, lp_universal_set, sensitivities
+from lev.triangle import triangle_of
 
 POWERS = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0]
 powers = st.sampled_from(POWERS)
@@ -232,6 +233,7 @@ def test_long_keys_are_eliminated_part_by_part(keys, seed):
     rng = np.random.default_rng(seed)
     many = 2 * backend.TASK + 7
     long = keys[rng.integers(0, len(keys), many)] * 2.0 ** -rng.integers(0, 9, (many, 1))
+    long[: backend.TASK] = long[:1]  # no part alone has all directions
     form, _ = Form.empty(long.shape[1]).add(long, None)
     low, high = form.factor().bracket(long)
     found = eliminate(long)
@@ -241,6 +243,29 @@ def test_long_keys_are_eliminated_part_by_part(keys, seed):
     lower, upper = map(found.spread, lewis._certificates(found, 2.0, lewis._log_weights(found, 2.0)))
     assert np.all(lower <= high)
     assert np.all(upper >= low)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-7, 1e-9])
+def test_a_triangle_keeps_what_a_gram_matrix_would_lose(apart):
+    rows = np.random.default_rng(2).standard_normal((50, 1)) @ np.ones((1, 2))
+    rows[:, 1] += apart * np.random.default_rng(3).standard_normal(50)
+    factors = np.linspace(1, 2, 50)
+    triangle = triangle_of(rows, factors, lewis.CLOSE)
+    least = np.linalg.svd(factors[:, None] * rows, compute_uv=False)[-1]
+    assert np.linalg.svd(triangle, compute_uv=False)[-1] == pytest.approx(least, rel=1e-5)
+
+
+@settings(max_examples=40, derandomize=True)
+@given(streams(families=HARD, most_rows=25), st.sampled_from([1.0, 1.5, 3.0, 4.0]))
+def test_a_fixed_point_is_one_by_qr_too(keys, p):
+    """Whatever the iteration made of Gram matrices, the last word is that of a QR factorisation."""
+    found = eliminate(keys)
+    assume(found.rank)
+    log_weights = lewis._log_weights(found, p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lewis, "CLOSE", 0.0)
+        again = p / 2 * lewis.log_leverages(found, (1 - 2 / p) * log_weights)
+    np.testing.assert_allclose(again, log_weights, atol=1e-10 * max(1, p))
 
 
 @pytest.mark.parametrize("p", [1.0, 3.0, 10.0])
