@@ -178,7 +178,7 @@ def block_kernels() -> ModuleType:
 PIECE = 1024
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
-TASK = 4 * PIECE
+TASK = 8 * PIECE
 """Rows of one task for kernels that go through them group by group."""
 
 GROUPS = 32, 512

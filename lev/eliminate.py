@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import scipy  # its parts load when they are first used
 
-from lev import backend, bounds, rounding
+from lev import backend, bounds
 from lev.form import Form
 from lev.frame import Frame
 
@@ -77,7 +77,7 @@ def eliminate(keys: np.ndarray, close: float = 0.0) -> Coordinates:
     form, _ = Form.empty(keys.shape[1]).add(keys, None, 1.0)
     frame, rank = form.frame, form.rank
     space = _Space(keys, frame)
-    if frame.triangle is None and np.abs(frame.exponents).max() <= 60 and rounding.gram_margin(form) <= close:
+    if frame.triangle is None and np.abs(frame.exponents).max() <= 60 and form.margin() <= close:
         wide = np.float32 if keys.dtype == np.float32 else np.float64
         return _nonzero(keys.astype(wide, copy=False), np.zeros(len(keys)))
     if rank == 0:

@@ -81,8 +81,7 @@ class Form:
         if judge is None or self.rank == 0:
             return form._stepwise(block, np.arange(len(block)), factors, step), None
         screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
-        size = backend.PIECE if screen is None else backend.TASK  # groups need whole tasks
-        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, size))
+        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, backend.TASK))
         with np.errstate(invalid="ignore"):  # infinities that meet send the block through the QR
             gram, energy = (sum(getattr(part, name) for part in parts) for name in ("gram", "energy"))
             tail = np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
@@ -147,7 +146,7 @@ class Form:
             odds[leaves] = np.inf
             return odds
 
-        odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 4 * backend.TASK)))
+        odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 2 * backend.TASK)))
         high = np.flatnonzero(np.isinf(odds))  # as what is not finite is
         finite = np.isfinite(block[high]).all(axis=1)
         if not finite.all():
@@ -182,9 +181,9 @@ class Form:
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
-        if judge.frame is self.frame and rounding.gram_margin(self, judge.values[0]) <= self.limit:
+        if judge.frame is self.frame and self.margin(judge.values[0]) <= self.limit:
             return True
-        return bool(np.isfinite(self.gram).all()) and rounding.gram_margin(self) <= self.limit
+        return bool(np.isfinite(self.gram).all()) and self.margin() <= self.limit
 
     # -- bound ---------------------------------------------------------------------------------------------
 
@@ -193,7 +192,7 @@ class Form:
         values, vectors = np.linalg.eigh(self.gram)
         whiten = vectors / np.sqrt(values)
         least = float(values[0]) if self.rank else 1.0
-        return self._factored(values, whiten, least, rounding.gram_margin(self, least))
+        return self._factored(values, whiten, least, self.margin(least))
 
     def triangular(self) -> Factor:
         """Return a factor by Cholesky, or :meth:`factor` where that would be less accurate than the form may be.
@@ -211,13 +210,20 @@ class Form:
         return self.factor()
 
     def _factored(self, values: np.ndarray, whiten: np.ndarray, least: float, margin: float) -> Factor:
-        reach, slack = rounding.of_factor(self, whiten, least, margin) if self.rank else (0.0, 0.0)
+        reach = slack = 0.0
+        if self.rank:
+            tail = float(np.linalg.norm(self.tail))
+            reach, slack = rounding.of_factor(self.frame, tail, self.turns, self.excuse, whiten, least, margin)
         return Factor(self.frame, self.rows, values, whiten, self.inherited + slack, reach)
 
-    def _margin(self) -> float:
+    def margin(self, smallest: float | None = None) -> float:
+        """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
+        return rounding.gram_margin(self.frame.dim, self.sums, self.gram, smallest)
+
+    def _bequest(self) -> float:
         """Return the relative margin that a new frame inherits."""
         fresh = self.frame.triangle is not None and self.sums == 0
-        return self.inherited if fresh else self.inherited + rounding.gram_margin(self)
+        return self.inherited if fresh else self.inherited + self.margin()
 
     # -- change the frame, merge ---------------------------------------------------------------------------
 
@@ -241,9 +247,9 @@ class Form:
         if plain and np.array_equal(self.frame.exponents, other.frame.exponents):
             inherited, sums = max(self.inherited, other.inherited), self.sums + other.sums + 1
             summed = replace(both, gram=self.gram + other.gram, sums=sums, inherited=inherited)
-            if rounding.gram_margin(summed) <= limit:
+            if summed.margin() <= limit:
                 return summed
-        both = replace(both, inherited=max(self._margin(), other._margin()))
+        both = replace(both, inherited=max(self._bequest(), other._bequest()))
         return both._reframed([self._stacked(), other._stacked()])
 
     def _stepwise(self, block: np.ndarray, order: np.ndarray, factors: np.ndarray | None, step: int) -> Form:
@@ -263,7 +269,7 @@ class Form:
         rows[:, : block.shape[1]] = block
         if factors is not None:
             rows *= factors[:, None]
-        grown = replace(self, rows=self.rows + len(block), inherited=self._margin())
+        grown = replace(self, rows=self.rows + len(block), inherited=self._bequest())
         return grown._reframed(
             [self._stacked(), Stacked(rows, np.zeros(self.frame.dim, np.int64), np.zeros(self.frame.dim))]
         )
@@ -301,8 +307,8 @@ class Form:
         if self.rank < self.frame.dim or self.frame.triangle is None:
             return self
         root, frame = self.root(), Frame(self.frame.exponents)
-        plain = replace(self, frame=frame, gram=root.T @ root, sums=0, inherited=self._margin())
-        return plain if rounding.gram_margin(plain) <= self.limit / 4 else self
+        plain = replace(self, frame=frame, gram=root.T @ root, sums=0, inherited=self._bequest())
+        return plain if plain.margin() <= self.limit / 4 else self
 
     def check(self, dim: int) -> None:
         """Raise ValueError unless shapes, dtypes and values are those of a form of ``dim`` columns."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lev import backend, bounds
-
-if TYPE_CHECKING:
-    from lev.form import Form
+from lev.frame import Frame
 
 
-def gram_margin(form: Form, smallest: float | None = None) -> float:
-    """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""
+def gram_margin(dim: int, sums: int, gram: np.ndarray, smallest: float | None = None) -> float:
+    """Return the relative margin of a form's Gram matrix, given (a lower bound on) its least eigenvalue."""
     if smallest is None:
-        smallest = float(np.linalg.eigvalsh(form.gram)[0]) if form.rank else 1.0
+        smallest = float(np.linalg.eigvalsh(gram)[0]) if len(gram) else 1.0
     if not smallest > 0:
         return math.inf
-    error = _gram_error(form.frame.dim, form.sums) + 4 * bounds.dot_error(form.frame.dim)
-    return error * float(np.trace(form.gram)) / smallest
+    error = _gram_error(dim, sums) + 4 * bounds.dot_error(dim)
+    return error * float(np.trace(gram)) / smallest
 
 
 def root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:
@@ -37,28 +35,29 @@ def _gram_error(dim: int, sums: Any) -> Any:
     return bounds.gram_error(max(backend.CHAIN, dim), sums)
 
 
-def of_factor(form: Form, whiten: np.ndarray, least: float, margin: float) -> tuple[float, float]:
+def of_factor(
+    frame: Frame, tail: float, turns: int, excuse: float, whiten: np.ndarray, least: float, margin: float
+) -> tuple[float, float]:
     """Return (reach, slack): the rounding of ||y W|| for a row of unit norm, and of the form itself.
 
-    ``least`` is no more than an eigenvalue, ``margin`` what W makes of the Gram matrix's.
-    T is only nearly the inverse of the triangle R.  What that costs is bounded either for the form as a
-    whole or row by row; the second is far better when the rows differ in size by many orders.
+    ``tail`` (its norm), ``turns`` and ``excuse`` are the form's; ``least`` is no more than an eigenvalue, ``margin``
+    what W makes of the Gram matrix's.  T is only nearly the inverse of the triangle R.  What that costs is bounded
+    either for the form as a whole or row by row; the second is far better when the rows differ in size by many orders.
     """
-    unit = bounds.dot_error(form.frame.dim)
-    tail, excused, triangle = float(np.linalg.norm(form.tail)), form.turns * form.excuse, form.frame.triangle
+    unit, excused, triangle = bounds.dot_error(frame.dim), turns * excuse, frame.triangle
     sizes = np.linalg.norm(whiten, axis=1)
     if triangle is None:
         once = unit * _spectral(np.abs(whiten))
-        own = bounds.turned_error(form.frame.dim) * float(np.linalg.norm(sizes))
-        return own + excused * once, margin + _squared((1 + form.turns) * once * tail)
+        own = bounds.turned_error(frame.dim) * float(np.linalg.norm(sizes))
+        return own + excused * once, margin + _squared((1 + turns) * once * tail)
     inverse, square = np.abs(triangle.inverse), np.abs(triangle.square)
     product = inverse @ np.abs(whiten)
     once = unit * _spectral(product)
     gap = _squared(unit * float(np.linalg.norm(square @ inverse))) / least
-    whole = gap + _squared((1 + form.turns) * once * tail)
+    whole = gap + _squared((1 + turns) * once * tail)
     turned = once + unit * _spectral(inverse @ (square @ product))
-    each = _squared((turned + form.turns * once) * tail)
-    own = bounds.turned_error(form.frame.dim) * float(np.linalg.norm(inverse @ sizes))
+    each = _squared((turned + turns * once) * tail)
+    own = bounds.turned_error(frame.dim) * float(np.linalg.norm(inverse @ sizes))
     own += once if whole <= each else turned
     return own + excused * once, margin + min(whole, each)
 

@@ -30,7 +30,7 @@ from lev.universal import UniversalSet, universal_sets
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
 
-_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**21
+_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**22
 
 
 class Sketch(Fed, store.Stored):
@@ -199,9 +199,9 @@ class Sketch(Fed, store.Stored):
         than makes their factorisation cheap: what waits for a block is copied.
         """
         if self.heads and self.p == 2:
-            cheap = min(32 * self.dim, 8 * _BLOCK_NUMBERS // self.dim // len(self._streams))
+            cheap = min(32 * self.dim, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
             return max(_SMALLEST_BLOCK, cheap)
-        most = _BLOCK_NUMBERS * (4 if self.sample < 1 else 1)
+        most = _BLOCK_NUMBERS * (2 if self.sample < 1 else 1)
         largest = max(_SMALLEST_BLOCK, most // self.dim // len(self._streams))
         seen = self._streams[0].seen
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
