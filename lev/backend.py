@@ -98,7 +98,7 @@ def widened(rows: np.ndarray) -> np.ndarray:
         wide[part] = bits[part]
         wide[part] <<= 16
 
-    run(widen, [slice(start, start + TASK) for start in range(0, len(rows), TASK)])
+    run(widen, slices(len(rows), TASK))
     return wide.view(np.float32)
 
 
@@ -142,7 +142,7 @@ def finite_copy(name: str, array: np.ndarray, offset: int = 0) -> np.ndarray:
         target[part] = source[part]  # what is read again is still in cache
         return bool(np.isfinite(target[part]).all())
 
-    parts = [slice(start, start + _COPIED) for start in range(0, len(source), _COPIED)]
+    parts = slices(len(source), _COPIED)
     if not all(run(taken, parts) if len(parts) > 1 else map(taken, parts)):
         check_finite(name, array, offset)
     return copy
@@ -192,8 +192,12 @@ def pieces(
     rows: np.ndarray, factors: np.ndarray | None = None, size: int = PIECE
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Return ``rows`` and their factors as views of at most ``size`` rows, at least one."""
-    parts = [slice(start, start + size) for start in range(0, max(len(rows), 1), size)]
-    return [(rows[part], None if factors is None else factors[part]) for part in parts]
+    return [(rows[part], None if factors is None else factors[part]) for part in slices(len(rows), size)]
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Return ``count`` places in slices of at most ``size``, at least one slice."""
+    return [slice(start, start + size) for start in range(0, max(count, 1), size)]
 
 
 def single_blas() -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lev import bounds
+from lev import backend, bounds
 from lev.factor import Factor, scores_of
 from lev.form import Form
 from lev.rows import Rows, concatenate
@@ -145,14 +145,16 @@ class Candidates:
                 weights = weights * steps ** (4 / (2 + p))
         return weights
 
-    def keep(self, rows: Rows, upper: np.ndarray, lower: np.ndarray | None = None) -> Candidates:
+    def keep(self, rows: Rows, upper: np.ndarray) -> Candidates:
         """Return the candidates with those of the rows that may reach epsilon."""
+        some, dropped = self._chosen(rows, rows.lower, upper)
+        return replace(self, kept=(*self.kept, some), dropped=max(self.dropped, dropped))
+
+    def _chosen(self, rows: Rows, lower: np.ndarray, upper: np.ndarray) -> tuple[Rows, float]:
+        """Return the rows that may reach epsilon, and the largest bound of the others."""
         chosen = upper >= self.epsilon
         below = upper[~chosen] if chosen.any() else upper
-        dropped = float(below.max(initial=self.dropped))
-        lower = rows.lower if lower is None else lower
-        some = replace(rows, lower=lower, upper=upper).take(np.flatnonzero(chosen))
-        return replace(self, kept=(*self.kept, some), dropped=dropped)
+        return replace(rows, lower=lower, upper=upper).take(np.flatnonzero(chosen)), float(below.max(initial=0.0))
 
     # -- bound ---------------------------------------------------------------------------------------------
 
@@ -173,10 +175,15 @@ class Candidates:
         """Return the candidates with kept rows scored by the present form, those dropped that cannot reach epsilon."""
         if self.current:
             return self
-        now = replace(self._judged(), kept=(), current=True)
-        rows = concatenate([part for part in self.kept if len(part)] or [self.kept[-1]])
-        lower, upper = now._bracket(rows, now.factor)
-        return now.keep(rows, np.minimum(upper, rows.upper), lower)
+        now = replace(self._judged(), current=True)
+
+        def judged(rows: Rows) -> tuple[Rows, float]:
+            lower, upper = now._bracket(rows, now.factor)
+            return now._chosen(rows, lower, np.minimum(upper, rows.upper))
+
+        found, dropped = zip(*backend.run(judged, self.kept), strict=True)
+        kept = concatenate([rows for rows in found if len(rows)] or [found[-1]])
+        return replace(now, kept=(kept,), dropped=max(self.dropped, *dropped))
 
     def _judged(self) -> Candidates:
         """Return the same candidates with a judge of the present form."""

@@ -118,7 +118,7 @@ class _Space:
         return np.ldexp(self.keys[part][:, columns].astype(np.float64), -self.frame.exponents[columns])
 
     def parts(self) -> list[slice]:
-        return [slice(start, start + backend.TASK) for start in range(0, len(self.keys), backend.TASK)]
+        return backend.slices(len(self.keys), backend.TASK)
 
     def pivots(self) -> np.ndarray:
         """Return the rows that elimination pivots on, (r,), in order: the best of the best of each part."""

@@ -229,8 +229,7 @@ class Filter:
     ) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors."""
         upper = np.empty(len(rows))
-        for start in range(0, len(rows), backend.PIECE):  # what is written and read again stays in cache
-            some = slice(start, start + backend.PIECE)
+        for some in backend.slices(len(rows), backend.PIECE):  # what is written and read again stays in cache
             parts = self._parts(rows[some], None if factors is None else factors[some])
             out = parts, y_norms[some], x_norms[some], self.following, self.pad, self.growth, bounds.SHARE, upper[some]
             backend.kernels_of(rows).screen(*out)

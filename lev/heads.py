@@ -68,7 +68,7 @@ def _judged(keys: np.ndarray, rule: Callable[..., np.ndarray]) -> tuple[np.ndarr
 def _parts(keys: np.ndarray) -> list[slice]:
     """Return which of the heads of (m, heads, d) keys make a batch."""
     step = max(1, _BATCH // max(1, len(keys) * keys.shape[2]))
-    return [slice(start, start + step) for start in range(0, keys.shape[1], step)]
+    return backend.slices(keys.shape[1], step)
 
 
 @_QUIET

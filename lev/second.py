@@ -53,8 +53,7 @@ def complete(stream: Candidates, replay: Replay) -> Candidates:
     """
     weighting, form, judge = replace(stream.weighting, sample=1.0), Form.empty(stream.form.frame.dim), None
     for keys, ids in replay:
-        for start in range(0, len(keys), backend.TASK):
-            part = slice(start, start + backend.TASK)
+        for part in backend.slices(len(keys), backend.TASK):
             form, judge = form.grown(keys[part], judge, stream.factors(ids[part]))
     whole = replace(stream, weighting=weighting, form=form, mass=0.0, left=0, judge=None, current=False)
     return whole.pruned()
@@ -69,8 +68,7 @@ class _Space:
 
     def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for keys, ids in self.replay:
-            for start in range(0, len(keys), backend.PIECE):
-                part = slice(start, start + backend.PIECE)
+            for part in backend.slices(len(keys), backend.PIECE):
                 yield self.of(keys[part], ids[part])
 
     def of(self, keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

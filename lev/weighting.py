@@ -78,8 +78,12 @@ class Weighting:
         """Return what each row is multiplied by in the form, (m,); rows of weight 0 are not in it."""
         if self.p == 2:
             return scales
-        with np.errstate(divide="ignore"):
-            return np.where(weights > 0, scales * weights ** (0.5 - 1 / self.p), 0.0)
+
+        @np.errstate(divide="ignore")
+        def of(part: slice) -> np.ndarray:
+            return np.where(weights[part] > 0, scales[part] * weights[part] ** (0.5 - 1 / self.p), 0.0)
+
+        return np.concatenate(backend.run(of, backend.slices(len(weights), backend.TASK)))
 
     def masses(self, weights: np.ndarray, scales: np.ndarray) -> float:
         """Return the sum of the weights, which decay for p > 2."""
