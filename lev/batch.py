@@ -7,6 +7,7 @@ proved.  The same lines run over NumPy and CuPy.  Theory: 13, 14.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,8 @@ class Batch:
     lower: Any  # (heads, most)
     upper: Any  # (heads, most)
     dropped: Any  # (heads,) the largest bound of a row that was dropped
+    inherited: Any  # (heads,) relative margin of the Gram matrices from before they came to the device
+    screen: Screen | None = None  # of the forms as they are, once they hold rows
     rows: int = 0  # of each head, in the forms
     error: float = 0.0  # of the Gram matrices, relative to the trace
     underflow: float = 0.0
@@ -47,7 +50,8 @@ class Batch:
         xp, (many, _, d) = place.arrays, block.shape
         gram, none = xp.zeros((many, d, d)), xp.zeros((many, 0))
         white = whitening.whitener(place.kernels, gram, 0.0, 0.0, xp.zeros(many), 0.0)
-        return cls(place, kind, fast, white, gram, block[:, :0], none.astype("int64"), none, none, xp.zeros(many))
+        zeros = xp.zeros(many)
+        return cls(place, kind, fast, white, gram, block[:, :0], none.astype("int64"), none, none, zeros, zeros)
 
     # -- add -----------------------------------------------------------------------------------------------
 
@@ -57,8 +61,7 @@ class Batch:
         Of a head that is not proved the state says nothing.  ``tensor`` allows tensor cores.
         """
         xp = self.place.arrays
-        grown = self._grown(block, tensor)
-        screen = whitening.screen(self.place.kernels, grown.white, epsilon, self.kind)
+        grown, screen = self._grown(block, tensor)._judged(epsilon)
         parts = [self._screened(part, screen) for part in (self.keys, block)]
         finite = xp.isfinite(xp.diagonal(grown.gram, axis1=1, axis2=2)).all(axis=1)
         answers = [screen.proved, finite, *(count for _, count, _ in parts)]
@@ -82,12 +85,16 @@ class Batch:
         tensor = tensor and kernels.tensor(self.kind, block.shape[2])
         gram = self.gram + kernels.gram(block, self.kind, tensor)
         error, underflow = bounds.batch_gram_error(m, tensor), self.underflow + bounds.underflow(m, tensor)
-        error, sums = max(self.error, error), self.sums + 1
-        limit = bounds.FAST_MARGIN if self.fast else self.finest
-        none = self.place.arrays.zeros(len(gram))
-        white = whitening.whitener(kernels, gram, error + bounds.dot_error(sums), underflow, none, limit)
-        rows = self.rows + m
-        return replace(self, gram=gram, white=white, rows=rows, error=error, underflow=underflow, sums=sums)
+        error, rows = max(self.error, error), self.rows + m
+        return replace(self, gram=gram, rows=rows, error=error, underflow=underflow, sums=self.sums + 1)
+
+    def _judged(self, epsilon: float) -> tuple[Batch, Screen]:
+        """Return the state with its forms factored, and their filter."""
+        limit, error = bounds.FAST_MARGIN if self.fast else self.finest, self.error + bounds.dot_error(self.sums)
+        kernels = self.place.kernels
+        white = whitening.whitener(kernels, self.gram, error, self.underflow, self.inherited, limit)
+        screen = whitening.screen(kernels, white, epsilon, self.kind)
+        return replace(self, white=white, screen=screen), screen
 
     def _screened(self, keys: Any, screen: Screen) -> tuple[Any, Any, Any]:
         return self.place.kernels.screen(keys, self.kind, screen.parts, screen.scale, screen.limit)
@@ -102,6 +109,88 @@ class Batch:
         each, some = xp.arange(len(some))[:, None], xp.where(real, some, 0)
         keys = keys[each, some] * real[:, :, None].astype(keys.dtype)
         return keys, xp.where(real, ids[each, some], -1), xp.where(real, upper[each, some], 0.0)
+
+    def passing(self, block: Any) -> Any:
+        """Return which rows of a block, (heads, m) bool, are not proved to stay below epsilon.
+
+        The forms need not hold them: k^T M^-1 k only falls, and is above the score, while they do not.
+        """
+        xp, (many, m, _) = self.place.arrays, block.shape
+        if self.screen is None:
+            return xp.ones((many, m), bool)
+        found, count, _ = self._screened(block, self.screen)
+        places = xp.where(xp.arange(m) < count[:, None], found, m)
+        passed = xp.zeros((many, m + 1), bool)
+        passed[xp.arange(many)[:, None], places] = True
+        return passed[:, :m] | ~self.screen.proved[:, None]
+
+    # -- merge, and from the CPU ---------------------------------------------------------------------------
+
+    def merge(self, other: Batch, epsilon: float) -> tuple[Batch, np.ndarray]:
+        """Return the state of the rows of both, and which heads are proved; of others it says nothing."""
+        xp = self.place.arrays
+        both = replace(
+            self,
+            gram=self.gram + other.gram,
+            rows=self.rows + other.rows,
+            error=max(self.error, other.error),
+            underflow=self.underflow + other.underflow,
+            sums=self.sums + other.sums + 1,
+            inherited=xp.maximum(self.inherited, other.inherited),
+            dropped=xp.maximum(self.dropped, other.dropped),
+        )
+        joined, screen = both._judged(epsilon)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("keys", "ids", "upper"))
+        keys, ids, upper = (xp.concatenate(pair, axis=1) for pair in pairs)
+        lower, now = joined.white.ends(self.place.kernels.wide(keys, self.kind))
+        whole = replace(joined, keys=keys, ids=ids, lower=lower, upper=xp.minimum(now, upper))
+        return whole._pruned(epsilon), host(screen.proved)
+
+    def _pruned(self, epsilon: float) -> Batch:
+        """Return the state with rows below epsilon gone and the others in the order of their ids."""
+        xp = self.place.arrays
+        stays = (self.ids >= 0) & (self.upper >= epsilon)
+        gone = xp.where(stays | (self.ids < 0), 0.0, self.upper).max(axis=1, initial=0.0)
+        most = int(host(stays.sum(axis=1)).max(initial=0))
+        order = xp.argsort(xp.where(stays, self.ids, 2**53), axis=1)[:, :most]
+        each = xp.arange(len(order))[:, None]
+        real = stays[each, order]
+        keys = self.keys[each, order] * real[:, :, None].astype(self.keys.dtype)
+        ids, lower, upper = (
+            xp.where(real, part[each, order], none)
+            for part, none in ((self.ids, -1), (self.lower, 0.0), (self.upper, 0.0))
+        )
+        dropped = xp.maximum(self.dropped, gone)
+        return replace(self, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped)
+
+    @classmethod
+    def of(
+        cls, place: Place, kind: str, fast: bool, streams: Sequence[Candidates], epsilon: float
+    ) -> tuple[Batch, np.ndarray]:
+        """Return the state of heads that were at the CPU, and which of them can be here; all have seen as many rows."""
+        heads, dim = len(streams), streams[0].form.frame.dim
+        most = max(stream.retained for stream in streams)
+        gram, keys = np.zeros((heads, dim, dim)), np.zeros((heads, most, dim), _BITS.get(kind, kind))
+        ids, lower, upper = np.full((heads, most), -1), np.zeros((heads, most)), np.zeros((heads, most))
+        inherited, dropped = np.ones(heads), np.zeros(heads)
+        for head, stream in enumerate(streams):
+            form, (rows,) = stream.form, stream.kept
+            dropped[head] = stream.dropped
+            if form.frame.triangle is None:
+                exponents = form.frame.exponents
+                with np.errstate(over="ignore", under="ignore"):  # what leaves the range is not proved
+                    gram[head] = np.ldexp(form.gram, exponents[:, None] + exponents)
+                inherited[head] = min(1.0, stream.factor.slack)
+            keys[head, : len(rows)] = narrowed(rows.keys, kind)
+            ids[head, : len(rows)], lower[head, : len(rows)] = rows.ids, rows.lower
+            upper[head, : len(rows)] = rows.upper
+        arrays = (place.bring(part) for part in (gram, keys, ids, lower, upper, dropped, inherited))
+        gram, keys, ids, lower, upper, dropped, inherited = arrays
+        empty = cls.empty(place, kind, fast, keys)
+        whole = replace(empty, gram=gram, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped)
+        whole = replace(whole, inherited=inherited, rows=streams[0].form.rows, sums=1)
+        judged, screen = whole._judged(epsilon)
+        return judged, host(screen.proved)
 
     # -- read ----------------------------------------------------------------------------------------------
 
@@ -125,6 +214,14 @@ class Batch:
             found.append((ids, keys, upper, bool(exact), float(omitted)))
         return found
 
+    def best(self, k: int) -> tuple[Any, Any]:
+        """Return (ids, scores), (heads, k) each: the highest scores, ties by the lower id; id -1 where none is."""
+        xp, missing = self.place.arrays, max(0, k - self.ids.shape[1])
+        order = xp.argsort(-self.upper, axis=1, kind="stable")[:, :k]
+        each, wider = xp.arange(len(order))[:, None], ((0, 0), (0, missing))
+        ids, upper = xp.pad(self.ids[each, order], wider, constant_values=-1), xp.pad(self.upper[each, order], wider)
+        return ids, xp.where(ids >= 0, upper, 0.0)
+
     def stream(self, head: int, epsilon: float) -> Candidates:
         """Return one proved head as the CPU has it."""
         white = self.white
@@ -142,3 +239,13 @@ class Batch:
         """Return keys of the device as the CPU takes them: bfloat16 as float32."""
         keys = host(keys)
         return (keys.astype(np.uint32) << 16).view(np.float32) if self.kind == "bfloat16" else keys
+
+
+_BITS = {"bfloat16": "uint16"}
+
+
+def narrowed(keys: np.ndarray, kind: str) -> np.ndarray:
+    """Return keys at the CPU as they are on a device: what :meth:`Batch.numpy` undoes."""
+    if kind != "bfloat16":
+        return keys.astype(kind)
+    return (np.ascontiguousarray(keys, np.float32).view(np.uint32) >> 16).astype(np.uint16)

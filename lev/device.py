@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from lev import backend
-from lev.batch import Batch
+from lev.batch import Batch, narrowed
 from lev.candidates import Candidates
 from lev.checks import check_answerable, check_epsilon, check_heads, check_integer
 from lev.form import Form
 from lev.ids import Ids
 from lev.place import Place, arrive, host
-from lev.rows import Rows
-from lev.sketch import Sketch
+from lev.rows import Rows, stacked
+from lev.sketch import Sketch, load
 from lev.universal import UniversalSet
 from lev.weighting import Weighting
 
@@ -106,6 +106,34 @@ class DeviceSketch:
         Raises TypeError, ValueError (for NaN and infinity with the first bad row), RuntimeError where CuPy is missing
         or the card too old, and MemoryError; then nothing has changed.
         """
+        array, kind, place = self._arrived(keys)
+        draft = self._copy()
+        draft._ids, draft._place, draft._kind = self._ids.count_on(array.shape[1])[1], place, kind
+        if array.shape[1]:
+            with place.current():
+                draft._add(place.arrays.ascontiguousarray(array))
+        self.__dict__.update(draft.__dict__)
+        return self
+
+    def admit(self, keys: Any) -> Any:
+        """Add rows and return for each whether it was kept: bool, (*heads, m), on the device of the keys.
+
+        For append-only caches while a model decodes: a row answered False can never receive epsilon, now or later.
+        Rows are judged by the forms of the blocks so far, which takes one read of a factor for each head; until the
+        first block is full all are kept.  Arguments and errors are those of :meth:`update`.
+        """
+        array, _, place = self._arrived(keys)
+        self.update(keys)
+        with place.current():
+            arrays = place.arrays
+            kept = arrays.ones(array.shape[:2], bool)
+            if self._state is not None and array.shape[1]:
+                kept = self._state.passing(arrays.ascontiguousarray(array))
+            kept[list(self._fallen)] = True
+            return place.out(kept.reshape(*self.heads, array.shape[1]))
+
+    def _arrived(self, keys: Any) -> tuple[Any, str, Place]:
+        """Return keys as (heads, m, dim), their kind, and their place.  Raises as :meth:`update` does."""
         array, kind, place = arrive("keys", keys)
         shape = array.shape
         if len(shape) != len(self.heads) + 2 or shape[:-2] != self.heads or shape[-1] != self.dim:
@@ -114,14 +142,7 @@ class DeviceSketch:
         if self.count and (kind, place.device) != (self._kind, self._place.device):
             was = f"{self._kind} on device {self._place.device}"
             raise TypeError(f"keys must be {was}, as before; got {kind} on device {place.device}")
-        draft = self._copy()
-        draft._ids, draft._place, draft._kind = self._ids.count_on(shape[-2])[1], place, kind
-        if shape[-2]:
-            with place.current():
-                block = place.arrays.ascontiguousarray(array.reshape(self._many, *shape[-2:]))
-                draft._add(block)
-        self.__dict__.update(draft.__dict__)
-        return self
+        return array.reshape(self._many, *shape[-2:]), kind, place
 
     def _copy(self) -> DeviceSketch:
         twin = object.__new__(DeviceSketch)
@@ -164,6 +185,39 @@ class DeviceSketch:
             keys = new.numpy(block[head])
             self._fallen[head] = stream.absorb(Rows.of(keys, np.arange(first, first + m), np.zeros((m, 0))))
         self._state = new
+
+    def merge(self, other: DeviceSketch) -> DeviceSketch:
+        """Add all rows of ``other``, which stays as it is, and return the sketch.
+
+        The larger epsilon holds from then on.
+        Raises TypeError, and ValueError for a sketch of other arguments or one that has seen the same ids.
+        Theory: 03, one pass and merging.
+        """
+        if not isinstance(other, DeviceSketch):
+            raise TypeError(f"other must be a DeviceSketch; got {type(other).__name__}")
+        for name in ("dim", "heads", "fast", "_kind", "_place"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs and ((self.count and other.count) or name[0] != "_"):
+                raise ValueError(f"other has {name.strip('_')}={theirs!r}; merging needs {name.strip('_')}={mine!r}")
+        ids = self._ids.merge(other._ids)
+        draft, their = self._settled(), other._settled()
+        draft._ids, draft.epsilon = ids, max(self.epsilon, other.epsilon)
+        if draft._state is None or their._state is None:
+            some = draft if their._state is None else their
+            draft._place, draft._kind, draft._state, draft._fallen = some._place, some._kind, some._state, some._fallen
+        else:
+            with draft._place.current():
+                state, proved = draft._state.merge(their._state, draft.epsilon)
+                draft._join(their, state, proved)
+        self.__dict__.update(draft.__dict__)
+        return self
+
+    def _join(self, other: DeviceSketch, state: Batch, proved: np.ndarray) -> None:
+        """Become ``state``; heads that are not proved in it go on at the CPU, as both sketches have them."""
+        self.syncs += 2
+        unproved = {*np.flatnonzero(~proved).tolist(), *self._fallen, *other._fallen}
+        self._fallen = {head: self._stream(head).merge(other._stream(head), self.epsilon) for head in sorted(unproved)}
+        self._state = state
 
     # -- reads are of a settled twin, so that they change nothing ------------------------------------------
 
@@ -208,12 +262,26 @@ class DeviceSketch:
         found = UniversalSet.of(
             rows, backend.NUMPY, epsilon=epsilon, count=self.count, exact=exact, omitted=stream.dropped
         )
-        keys = found.keys
-        if self._kind == "bfloat16":
-            keys = (np.ascontiguousarray(keys, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        keys = place.out(place.bring(keys), self._kind)
+        keys = place.out(place.bring(narrowed(found.keys, self._kind)), self._kind)
         ids, scores = (place.out(place.bring(part)) for part in (found.indices, found.scores))
         return replace(found, indices=ids, keys=keys, scores=scores)
+
+    def stack(self, k: int) -> tuple[Any, Any, Any]:
+        """Return (indices, scores, mask), each (*heads, k): the k highest scores of each head, the best first.
+
+        As :meth:`lev.Sketch.stack`, on the device of the keys.  Raises TypeError and ValueError.
+        """
+        k, twin = check_integer("k", k, 0), self._settled()
+        with twin._place.current():
+            arrays = twin._place.arrays
+            ids, scores = arrays.full((self._many, k), -1), arrays.zeros((self._many, k))
+            if twin._state is not None:
+                ids, scores = twin._state.best(k)
+            for head, stream in twin._fallen.items():
+                own = stacked(stream.pruned().kept, k)
+                ids[head], scores[head] = (twin._place.bring(part[0]) for part in own[:2])
+            found = ids, scores, ids >= 0
+            return tuple(twin._place.out(part.reshape(*self.heads, k)) for part in found)
 
     # -- the same sketch on the CPU ------------------------------------------------------------------------
 
@@ -225,6 +293,34 @@ class DeviceSketch:
             sketch._streams = [twin._stream(head) for head in range(self._many)]
         sketch._ids = self._ids
         return sketch
+
+    @classmethod
+    def of(cls, sketch: Sketch, like: Any, *, fast: bool = False) -> DeviceSketch:
+        """Return a sketch of the CPU on the device, and for keys of the family and dtype, of the array ``like``.
+
+        The rows that it kept must be of that dtype already.  Heads that cannot be proved there stay at the CPU.
+        Raises TypeError, and ValueError for a sketch with what a device has not: p != 2, decay, payload, padding,
+        an intercept, a sample, or ids that were given.
+        """
+        _check_fits(sketch)
+        made = cls(sketch.dim, sketch.epsilon, heads=sketch.heads, fast=fast)
+        _, made._kind, made._place = arrive("like", like)
+        made._ids = sketch._ids
+        streams = sketch._settle()._streams
+        kinds = {stream.kept[0].keys.dtype.name for stream in streams if stream.retained}
+        held = "float32" if made._kind == "bfloat16" else made._kind
+        if kinds - {held}:
+            raise TypeError(f"like must be {kinds.pop()}, as the rows that the sketch kept; got {made._kind}")
+        if sketch.count:
+            with made._place.current():
+                made._state, proved = Batch.of(made._place, made._kind, fast, streams, made.epsilon)
+            made._fallen = {head: streams[head] for head in np.flatnonzero(~proved).tolist()}
+        return made
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], like: Any, *, fast: bool = False) -> DeviceSketch:
+        """Return the sketch in a file on the device of ``like``; see :meth:`of` and :func:`lev.load`."""
+        return cls.of(load(path), like, fast=fast)
 
     def _stream(self, head: int) -> Candidates:
         """Return one head as the CPU has it."""
@@ -238,3 +334,16 @@ class DeviceSketch:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sketch to ``path``, where :func:`lev.load` reads it.  Raises OSError."""
         self.to_host().save(path)
+
+
+def _check_fits(sketch: Any) -> None:
+    """Raise TypeError or ValueError unless a device can hold the sketch."""
+    if not isinstance(sketch, Sketch):
+        raise TypeError(f"sketch must be a Sketch; got {type(sketch).__name__}")
+    given = sum(end - first for first, end in sketch._ids.spans) != sketch.count
+    wanted = {"p": 2.0, "decay": 1.0, "payload_dim": 0, "intercept": False, "sample": 1.0}
+    for name, value in wanted.items():
+        if getattr(sketch, name) != value:
+            raise ValueError(f"sketch has {name}={getattr(sketch, name)!r}; a device needs {name}={value!r}")
+    if given or sketch._masked.any():
+        raise ValueError("sketch has ids that were given, or padding; a device counts its rows")

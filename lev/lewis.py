@@ -13,7 +13,7 @@ from lev import backend, bounds
 from lev.checks import check_epsilon, check_fraction, check_power
 from lev.eliminate import Coordinates, eliminate
 from lev.refine import refine
-from lev.triangle import inverse_of, squares_of, triangle_of
+from lev.triangle import inverse_of, squares_by, triangle_of
 from lev.universal import UniversalSet, select
 
 _MOST_ROUNDS = 20_000
@@ -127,15 +127,23 @@ def _log_weights(found: Coordinates, p: float) -> np.ndarray:
 
 def _triangle(found: Coordinates, log_weights: np.ndarray, limit: float = 0.0) -> tuple[np.ndarray, float]:
     """Return R and s with R^T R = exp(-2 s) K^T exp(log_weights) K; the scale s keeps all within range."""
-    shift = float(np.max(log_weights / 2 + found.log_sizes))
-    return triangle_of(found.rows, np.exp(log_weights / 2 - shift), limit), shift
+    parts = backend.slices(len(log_weights), backend.TASK)
+    shift = max(backend.run(lambda part: float(np.max(log_weights[part] / 2 + found.log_sizes[part])), parts))
+    factors = np.concatenate(backend.run(lambda part: np.exp(log_weights[part] / 2 - shift), parts))
+    return triangle_of(found.rows, factors, limit), shift
 
 
 def log_leverages(found: Coordinates, log_weights: np.ndarray) -> np.ndarray:
     """Return the logarithm of k_j^T (K^T exp(log_weights) K)^{-1} k_j of every row."""
     triangle, shift = _triangle(found, log_weights, CLOSE)
-    squares = squares_of(found.rows, np.ldexp(1.0, found.powers), triangle)
-    return np.log(squares) - 2 * (math.log(2) * found.powers + shift)
+    squares = squares_by(triangle)
+
+    def of(part: slice) -> np.ndarray:
+        powers = found.powers[part]
+        even = squares(found.rows[part], np.ldexp(1.0, powers))
+        return np.log(even) - 2 * (math.log(2) * powers + shift)
+
+    return np.concatenate(backend.run(of, backend.slices(len(log_weights), backend.TASK)))
 
 
 # -- brackets ----------------------------------------------------------------------------------------------

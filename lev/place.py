@@ -64,6 +64,8 @@ class Place:
         if self.family != "torch":
             return array
         torch = sys.modules["torch"]
+        if array.dtype == bool:
+            return torch.from_dlpack(array.view("uint8")).bool()
         if kind != "bfloat16":
             return torch.from_dlpack(array)
         return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy  # its parts load when they are first used
 
@@ -47,13 +49,11 @@ def inverse_of(triangle: np.ndarray) -> np.ndarray:
     return scipy.linalg.solve_triangular(triangle, np.eye(len(triangle)), check_finite=False)
 
 
-def squares_of(rows: np.ndarray, factors: np.ndarray, triangle: np.ndarray) -> np.ndarray:
-    """Return |R^{-T} k|^2 of every row k, times its factor, (n,).  Cost: n r^2 / 2 multiply-adds on all cores."""
+def squares_by(triangle: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return what takes rows, times their factors, to |R^{-T} k|^2 of each.  Cost: r^2 / 2 multiply-adds a row."""
     upper = np.asarray(np.linalg.qr(inverse_of(triangle).T, mode="r"))
-    lower = np.ascontiguousarray(upper.T)  # L L^T = R^{-1} R^{-T}
-    plain = _plain(len(triangle))
-    parts = backend.run(lambda part: plain.scores(*part, lower)[0], backend.pieces(rows, factors, backend.TASK))
-    return np.concatenate(parts)
+    lower, plain = np.ascontiguousarray(upper.T), _plain(len(triangle))  # L L^T = R^{-1} R^{-T}
+    return lambda rows, factors: plain.scores(rows, factors, lower)[0]
 
 
 def _plain(rank: int) -> Frame:

@@ -17,10 +17,12 @@ from test_laws import assert_universal
 import lev
 from lev import bounds, device, whitening
 from lev.cpu import heads as twin
+from lev.form import Form
 from lev.place import Place, arrive, host
 
 KINDS = ["float16", "bfloat16", "float32", "float64"]
 RNG = np.random.default_rng(21)
+HALVES = (slice(0, 30), slice(30, 60))
 
 
 @contextlib.contextmanager
@@ -170,6 +172,136 @@ def test_files_go_to_the_cpu(tmp_path):
     assert [u.indices.tolist() for u in loaded.universal_set()] == [u.indices.tolist() for u in sketch.universal_set()]
     other = lev.Sketch(20, 0.1, heads=(2,), start=700).update(keys)
     assert loaded.merge(other).count == 1400
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_merged_sketches_miss_nothing(data):
+    kernels = data.draw(st.sampled_from(["numpy", "numpy", "cuda"]))
+    kind = data.draw(st.sampled_from(["float32", "float64"]))
+    keys = of_kind(data.draw(blocks(list(FAMILIES) if kind == "float64" else MILD)), kind)
+    epsilon, n = data.draw(EPSILONS), keys.shape[1]
+    cut = data.draw(st.integers(0, n))
+    with on(kernels):
+        first = sketch_of(keys[:, :cut], kind, epsilon, data.draw(cuts(cut)))
+        second = sketch_of(keys[:, cut:], kind, epsilon, data.draw(cuts(n - cut)), start=cut)
+        before = second.to_host().to_bytes()
+        hold(keys, kind, first.merge(second))
+        assert second.to_host().to_bytes() == before
+
+
+def test_merging_agrees_with_one_sketch_and_refuses_what_does_not_fit():
+    keys = planted("float32", 2, 60, 3)
+    with on("cuda"):
+        parts = [sketch_of(keys[:, part], "float32", 0.1, [0, 30], start=part.start) for part in HALVES]
+        merged = parts[0].merge(parts[1])
+        assert (merged.count, merged.fallen) == (60, 0)
+        whole = sketch_of(keys, "float32", 0.1, [0, 60])
+        for one, other in zip(merged.universal_set(), whole.universal_set(), strict=True):
+            assert one.indices.tolist() == other.indices.tolist()
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-9)
+        hold(np.concatenate([keys, keys[:, :9]], axis=1), "float32", merged.update(keys[:, :9]))
+        with pytest.raises(ValueError, match="which this sketch has seen already"):
+            merged.merge(parts[1])
+        with pytest.raises(TypeError, match="other must be a DeviceSketch; got Sketch"):
+            merged.merge(lev.Sketch(3, 0.1))
+        with pytest.raises(ValueError, match=r"other has heads=\(3,\); merging needs heads=\(2,\)"):
+            merged.merge(device.DeviceSketch(3, 0.1, heads=(3,)))
+        with pytest.raises(ValueError, match="other has kind='float64'; merging needs kind='float32'"):
+            merged.merge(sketch_of(keys.astype(float), "float64", 0.1, [0, 60], start=9000))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_comes_back_to_the_device(kind, tmp_path):
+    keys = planted(kind, 3, 60, 3)
+    keys[2, :, 0] = keys[2, :, 1]  # stays at the CPU
+    like = keys[:, :0]
+    if kind == "bfloat16":
+        torch = pytest.importorskip("torch")
+        like = torch.zeros((3, 0, 3), dtype=torch.bfloat16)
+    with on("cuda"):
+        sketch = sketch_of(keys, kind, 0.1, [0, 40])
+        sketch.save(tmp_path / "s.lev")
+        back = device.DeviceSketch.load(tmp_path / "s.lev", like)
+        assert (back.count, back.fallen, back.heads) == (40, 1, (3,))
+        for one, other in zip(back.universal_set(), sketch.universal_set(), strict=True):
+            assert numpy(one).indices.tolist() == numpy(other).indices.tolist()
+            np.testing.assert_allclose(numpy(one).scores, numpy(other).scores, rtol=1e-6)
+            assert one.keys.dtype == other.keys.dtype
+        more = keys[:, 40:]
+        if kind == "bfloat16":
+            more = torch.from_numpy(more.view(np.int16).copy()).view(torch.bfloat16)
+        hold(keys, kind, back.update(more))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"p": 3.0}, "sketch has p=3.0; a device needs p=2.0"),
+        ({"decay": 0.5}, "sketch has decay=0.5; a device needs decay=1.0"),
+        ({"intercept": True}, "sketch has intercept=True"),
+        ({"payload_dim": 0}, "sketch has ids that were given, or padding"),
+    ],
+)
+def test_sketches_that_a_device_cannot_hold_are_refused(arguments, message):
+    sketch = lev.Sketch(2, 0.1, **arguments).update(np.eye(2), indices=[4, 5])
+    with pytest.raises(ValueError, match=message):
+        device.DeviceSketch.of(sketch, np.zeros((0, 2)))
+
+
+def test_a_sketch_comes_only_to_keys_of_its_dtype():
+    sketch = lev.Sketch(2, 0.1).update(np.eye(2))
+    with pytest.raises(TypeError, match="like must be float64, as the rows that the sketch kept; got float32"):
+        device.DeviceSketch.of(sketch, np.zeros((0, 2), np.float32))
+    with pytest.raises(TypeError, match="sketch must be a Sketch; got list"):
+        device.DeviceSketch.of([], np.zeros((0, 2)))
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_a_row_that_is_not_admitted_never_reaches_epsilon(data):
+    kernels = data.draw(st.sampled_from(["numpy", "numpy", "cuda"]))
+    keys = data.draw(blocks(list(FAMILIES), most_rows=40))
+    epsilon = data.draw(EPSILONS)
+    with on(kernels):
+        sketch = device.DeviceSketch(keys.shape[2], epsilon, heads=keys.shape[:1])
+        for first, last in itertools.pairwise(data.draw(cuts(keys.shape[1]))):
+            kept = sketch.admit(keys[:, first:last])
+            assert (kept.dtype, kept.shape) == (bool, (len(keys), last - first))
+            for head, rows in enumerate(keys[:, :last]):
+                lower, _ = Form.empty(rows.shape[1]).add(rows, None)[0].factor().bracket(rows)
+                assert np.all(kept[head] | (lower[first:] < epsilon))
+        hold(keys, "float64", sketch)
+
+
+def test_tokens_are_admitted_one_by_one_as_heavy_as_they_are():
+    keys = planted("float16", 3, 64, 6)
+    keys[:, 60] *= 40
+    keys[1, :, 0] = keys[1, :, 1]  # goes on at the CPU, where all are kept
+    with on("cuda"):
+        sketch = device.DeviceSketch(6, 0.5, heads=(3,))
+        answers = [sketch.admit(keys[:, i : i + 1]) for i in range(64)]
+    kept = np.concatenate(answers, axis=1)
+    assert kept[:, :7].all()
+    assert kept[1].all()
+    assert kept[:, 60].all()
+    assert kept[[0, 2], 30:60].mean() < 0.3
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 50])
+def test_the_best_of_each_head_are_stacked(k):
+    keys = planted("float32", 3, 400, 6)
+    keys[2, :, 0] = keys[2, :, 1]
+    with on("cuda"):
+        sketch = sketch_of(keys, "float32", 0.04, [0, 300, 400])
+        ids, scores, mask = sketch.stack(k)
+        wanted = sketch.to_host().stack(k)
+    np.testing.assert_array_equal(ids, wanted[0])
+    np.testing.assert_allclose(scores, wanted[1], rtol=1e-9)
+    np.testing.assert_array_equal(mask, wanted[2])
+    empty = device.DeviceSketch(6, 0.1, heads=(3,)).stack(2)
+    assert (empty[0] == -1).all()
+    assert not empty[2].any()
 
 
 def test_the_margin_is_that_of_wrong_factors():

@@ -88,9 +88,22 @@ def sides(keys, kind, seen, scale, limit):
     return roots + limit[:, :1] * np.sqrt(np.square(rows * scale[:, None]).sum(axis=2))
 
 
+SHARES = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
+
+
 @settings(max_examples=80)
-@given(blocks(), st.integers(0, 2**32), st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), st.sampled_from(emulated.ORDERS))
+@given(blocks(), st.integers(0, 2**32), SHARES, st.sampled_from(emulated.ORDERS))
 def test_screen_drops_no_row_that_reaches_the_limit(block, seed, share, order):
+    hold_screen(block, seed, share, order)
+
+
+@settings(max_examples=60)
+@given(blocks(most_rows=1), st.integers(0, 2**32), SHARES, st.sampled_from(emulated.ORDERS))
+def test_screen_of_one_row_a_head(block, seed, share, order):
+    hold_screen(block, seed, share, order)
+
+
+def hold_screen(block, seed, share, order):
     keys, kind = block
     rng, (many, n, d) = np.random.default_rng(seed), keys.shape
     matrix = np.tril(rng.standard_normal((many, d, d)))
@@ -156,6 +169,11 @@ BREAKS = [
         "a lane's share of the sum left out",
         ("for (int step = 1; step < 4; step *= 2)", "for (int step = 1; step < 2; step *= 2)"),
     ),
+    ("one", "a warp's share left out", ("sums[2] + sums[4] + sums[6]", "sums[2] + sums[4]")),
+    ("one", "a component twice", ("row = warp; row < d; row += 4", "row = warp; row < d; row += 3")),
+    ("one", "the diagonal left out", ("column = lane; column <= row", "column = lane; column < row")),
+    ("one", "no barrier before the sums", ("= norm;\n  __syncthreads();", "= norm;")),
+    ("one", "half of the probe", ("+ widen(T{parts[(D + row) * D + column]})", "")),
     ("factor", "column k kept", ("(j == k ? 0 : at(i, j))", "at(i, j)")),
 ]
 
@@ -172,6 +190,9 @@ def hold_one_block(name, kernels):
     else:
         matrix, one, limit = np.tril(rng.uniform(-1, 1, (2, 100, 100))), np.ones((2, 100), np.float32), np.zeros((2, 2))
         keys[0, 7, 3] = np.nan
+        if name == "one":
+            hold_first_rows(kernels, keys, matrix, one)
+            return
         truth = sides(keys, "float16", matrix, one, limit)
         limit[:, 1] = np.nanquantile(truth, 0.9, axis=1)
         parts, _ = kernels.probe(matrix, "float16")
@@ -184,19 +205,31 @@ def hold_one_block(name, kernels):
             assert np.all((got == ~(truth[head] < limit[head, 1])) | near)
 
 
+def hold_first_rows(kernels, keys, matrix, one):
+    """Hold the kernel for one row a head by limits just above and just below what it is to find."""
+    truth = sides(keys, "float16", matrix, one, np.zeros((2, 2)))
+    parts, _ = kernels.probe(matrix, "float16")
+    for row in range(4):
+        for times, passes in ((1 - 1e-5, 1), (1 + 1e-5, 0)):
+            limit = np.stack([np.zeros(2), truth[:, row] * times], axis=1).astype(np.float32)
+            found, count, _ = kernels.screen(np.ascontiguousarray(keys[:, row : row + 1]), "float16", parts, one, limit)
+            assert count.tolist() == [passes] * 2
+            assert not passes or found.tolist() == [[0], [0]]
+
+
 def hold_in_every_order(name, change=None):
     for order in emulated.ORDERS:
         with emulated.kernels(order, change) as kernels:
             hold_one_block(name, kernels)
 
 
-@pytest.mark.parametrize("name", ["gram", "factor", "screen"])
+@pytest.mark.parametrize("name", ["gram", "factor", "screen", "one"])
 def test_whole_kernels_pass_what_breaks_do_not(name):
     hold_in_every_order(name)
 
 
 @pytest.mark.parametrize(("name", "what", "change"), BREAKS, ids=[what for _, what, _ in BREAKS])
 def test_a_broken_kernel_is_caught(name, what, change):
-    assert change[0] in heads.source(name), what
+    assert change[0] in heads.source("screen" if name == "one" else name), what
     with pytest.raises((AssertionError, IndexError)):
         hold_in_every_order(name, change)

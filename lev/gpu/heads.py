@@ -112,6 +112,10 @@ def screen(keys, kind, parts, scale, limit):
     xp, (heads, n, d) = arrays(keys), keys.shape
     found, count, peak = xp.empty((heads, n), "int32"), xp.zeros(heads, "int32"), xp.zeros(heads, "uint32")
     width = _width(kind, d)
+    if n == 1:
+        name, shared = f"one_{kind}_{width}" if width else f"one_{kind}", (d + 8) * (8 if kind == "float64" else 4)
+        _launch("screen", name, (heads, 1, 1), 128, shared, keys, parts, scale, limit, found, count, peak, d)
+        return found, count, peak.view("float32")
     if n and width:
         blocks = max(1, min(-(-n // 256), 1024 // heads))
         shared = 2 * width * (width // 2 + 4) * 4 + width * 4

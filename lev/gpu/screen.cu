@@ -123,6 +123,51 @@ __device__ void screen_wide(const T* keys, const C* probe, const float* scale, c
   append(found, row, tx < 4 && row < n, (float)(sqrt(own) + limit[2 * head] * sqrt(size)), limit[2 * head + 1]);
 }
 
+// The entries of a probe: of two 16-bit matrices (2, D, D), or of one (d, d).
+template <class T, int D>
+struct Split {
+  const u16* parts;
+  __device__ float at(int row, int column) const {
+    return widen(T{parts[row * D + column]}) + widen(T{parts[(D + row) * D + column]});
+  }
+};
+
+template <class C>
+struct Whole {
+  const C* matrix;
+  int d;
+  __device__ C at(int row, int column) const { return matrix[(i64)row * d + column]; }
+};
+
+// One row a head, as a token brings: what is read is the probe.  Grid (heads), 128 threads; a warp takes every fourth
+// component, and its lanes the columns.
+template <class T, class C, class P>
+__device__ void screen_one(const T* keys, P probe, const float* scale, const float* limit, Found found, int d) {
+  LEV_SHARED(C, x);  // the row; then a sum of squares and of norms a warp
+  C* sums = x + d;
+  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  C square = 0, norm = 0;
+  for (int at = threadIdx.x; at < d; at += 128) {
+    x[at] = (C)widen(keys[(i64)head * d + at]);
+    C own = x[at] * scale[head * d + at];
+    norm += own * own;
+  }
+  __syncthreads();
+  for (int row = warp; row < d; row += 4) {
+    C sum = 0;
+    for (int column = lane; column <= row; column += 32) sum += probe.at(row, column) * x[column];
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+    square += sum * sum;
+  }
+  for (int step = 16; step; step /= 2) norm += __shfl_xor_sync(0xffffffff, norm, step);
+  if (lane == 0) sums[2 * warp] = square, sums[2 * warp + 1] = norm;
+  __syncthreads();
+  if (warp) return;
+  square = sums[0] + sums[2] + sums[4] + sums[6], norm = sums[1] + sums[3] + sums[5] + sums[7];
+  found.rows += head, found.count += head, found.peak += head;
+  append(found, 0, lane == 0, (float)(sqrt(square) + limit[2 * head] * sqrt(norm)), limit[2 * head + 1]);
+}
+
 #define SCREEN_MMA(name, T, D)                                                                                    \
   extern "C" __global__ void __launch_bounds__(256)                                                               \
       screen_##name##_##D(const u16* keys, const u16* probe, const float* scale, const float* limit, int* found,  \
@@ -144,3 +189,27 @@ SCREEN_WIDE(float16, Half, float)
 SCREEN_WIDE(bfloat16, Brain, float)
 SCREEN_WIDE(float32, float, float)
 SCREEN_WIDE(float64, double, double)
+
+#define ONE_SPLIT(name, T, D)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128)                                                                 \
+      one_##name##_##D(const T* keys, const u16* probe, const float* scale, const float* limit, int* found,         \
+                       int* count, u32* peak, int d) {                                                              \
+    Split<T, D> own{probe + (i64)blockIdx.x * 2 * D * D};                                                           \
+    screen_one<T, float>(keys, own, scale, limit, Found{found, count, peak}, d);                                    \
+  }
+#define ONE_WHOLE(name, T, C)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128)                                                                 \
+      one_##name(const T* keys, const C* probe, const float* scale, const float* limit, int* found, int* count,     \
+                 u32* peak, int d) {                                                                                \
+    Whole<C> own{probe + (i64)blockIdx.x * d * d, d};                                                               \
+    screen_one<T, C>(keys, own, scale, limit, Found{found, count, peak}, d);                                        \
+  }
+
+ONE_SPLIT(float16, Half, 64)
+ONE_SPLIT(float16, Half, 128)
+ONE_SPLIT(bfloat16, Brain, 64)
+ONE_SPLIT(bfloat16, Brain, 128)
+ONE_WHOLE(float16, Half, float)
+ONE_WHOLE(bfloat16, Brain, float)
+ONE_WHOLE(float32, float, float)
+ONE_WHOLE(float64, double, double)
