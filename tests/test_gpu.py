@@ -150,3 +150,44 @@ def test_rows_that_are_not_finite_are_refused_and_change_nothing(cupy):
     with pytest.raises(ValueError, match="row 4321 holds NaN"):
         sketch.update(cupy.asarray(keys))
     assert sketch.to_host().to_bytes() == before
+
+
+@settings(max_examples=60)
+@given(block=blocks(most_rows=1), seed=st.integers(0, 2**32))
+def test_one_row_a_head_is_screened(cupy, kernels, block, seed):
+    keys, kind = block
+    heads, _, d = keys.shape
+    matrix = np.tril(np.random.default_rng(seed).uniform(-1, 1, (heads, d, d)))
+    parts, seen = kernels.probe(cupy.asarray(matrix), kind)
+    scale, none = np.ones((heads, d), np.float32), np.zeros((heads, 2), np.float32)
+    truth = sides(keys, kind, host(seen), scale, none)
+    for times, passes in ((1 - 1e-4, True), (1 + 1e-4, False)):
+        limit = np.stack([np.zeros(heads), truth[:, 0] * times], axis=1).astype(np.float32)
+        arguments = parts, cupy.asarray(scale), cupy.asarray(limit)
+        _, count, _ = kernels.screen(cupy.asarray(keys), kind, *arguments)
+        far = truth[:, 0] > 1e-20
+        assert np.all((host(count) == passes)[far])
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_merge_admit_stack_and_files(cupy, kind, tmp_path):
+    keys = planted(kind, 3, 9000, 32)
+    halves = [
+        device.DeviceSketch(32, 0.05, heads=(3,), start=start).update(cupy.asarray(keys[:, start : start + 4500]))
+        for start in (0, 4500)
+    ]
+    merged = halves[0].merge(halves[1])
+    whole = lev.Sketch(32, 0.05, heads=(3,)).update(keys)
+    for one, other in zip(merged.universal_set(), whole.universal_set(), strict=True):
+        assert set(other.indices) <= set(host(one.indices).tolist())
+    ids, scores, mask = (host(part) for part in merged.stack(2))
+    assert (ids[:, 0] == 17).all()
+    assert mask[:, 0].all()
+    assert (scores[:, 0] >= scores[:, 1]).all()
+    merged.save(tmp_path / "s.lev")
+    back = device.DeviceSketch.load(tmp_path / "s.lev", cupy.asarray(keys[:, :0]))
+    token = cupy.asarray(keys[:, 17:18])
+    assert host(back.admit(token)).all()
+    light = cupy.asarray(keys[:, 100:101])
+    assert not host(back.admit(light)).any()
+    assert back.count == 9002
