@@ -165,7 +165,8 @@ def _brackets(
                 return
 
     wanted = np.flatnonzero(np.isin(found.where, asked)).tolist()
-    backend.run(narrow, [j for j in wanted if not enough(lower[j], upper[j])])
+    threads = 1 if p == 1 else None  # the solver of linear programs has a scheduler of its own for the whole process
+    backend.run(narrow, [j for j in wanted if not enough(lower[j], upper[j])], threads)
     return found.spread(lower), found.spread(upper)
 
 
