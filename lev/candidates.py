@@ -21,7 +21,7 @@ from lev.weighting import Weighting
 _ROUNDS = 12  # of weighing a block against itself
 _STANDING = 0.75  # the share of all rows that may be kept when they are scored anew for want of a fresh judge
 _SETTLED = 0.95  # no round that changes less is followed by another
-_FEW = 1.25  # times the rank: a block is rarely worth fewer weights
+_FEW = 1.1  # times the rank: a block is rarely worth fewer weights
 
 
 @dataclass(frozen=True, eq=False)
