@@ -141,6 +141,8 @@ def draw(results: dict[str, Any]) -> Any:
                 x, y = [row["epsilon"] for row in rows], [row["mean size"] / 197 for row in rows]
                 place.plot(x, y, mark, ms=3, color=f"C{seed}", label=None if seed else name)
         place.set(xscale="log", xlabel="epsilon", ylabel="mean share of the keys in U", ylim=(0, 1.03))
+        place.set_xticks(EPSILONS, [f"{epsilon:g}" for epsilon in EPSILONS])
+        place.minorticks_off()
         place.legend(frameon=False, fontsize=8)
     return figure
 
