@@ -36,7 +36,9 @@ def test_training(tmp_path, shared, name):
     pytest.importorskip("torch")
     found = run(name, tmp_path, "--samples", str(shared))
     if name == "powers":
-        assert all(row["missed"] == 0 for one in found["runs"].values() for row in one["epsilon"])
+        searches = [search for one in found["runs"].values() for search in one["searches"].values()]
+        assert len(searches) == 3  # leverage, Lewis weights, refined
+        assert all(row["missed"] == 0 for search in searches for row in search["epsilon"])
     else:
         assert set(found["accuracy"]["trained"]) == {
             f"{name} {m}" for name in ("leverage", "norm", "random") for m in (32, 64)
