@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lev import bounds, whitening
+from lev import backend, bounds, whitening
 from lev.candidates import Candidates
 from lev.form import Form
 from lev.frame import Frame
@@ -238,7 +238,7 @@ class Batch:
     def numpy(self, keys: Any) -> np.ndarray:
         """Return keys of the device as the CPU takes them: bfloat16 as float32."""
         keys = host(keys)
-        return (keys.astype(np.uint32) << 16).view(np.float32) if self.kind == "bfloat16" else keys
+        return backend.widened(keys.view(backend.BFLOAT16)) if self.kind == "bfloat16" else keys
 
 
 _BITS = {"bfloat16": "uint16"}

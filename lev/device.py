@@ -106,14 +106,17 @@ class DeviceSketch:
         Raises TypeError, ValueError (for NaN and infinity with the first bad row), RuntimeError where CuPy is missing
         or the card too old, and MemoryError; then nothing has changed.
         """
-        array, kind, place = self._arrived(keys)
-        draft = self._copy()
-        draft._ids, draft._place, draft._kind = self._ids.count_on(array.shape[1])[1], place, kind
-        if array.shape[1]:
-            with place.current():
-                draft._add(place.arrays.ascontiguousarray(array))
-        self.__dict__.update(draft.__dict__)
+        self._take(*self._arrived(keys))
         return self
+
+    def _take(self, block: Any, kind: str, place: Place) -> None:
+        """Add rows that have arrived, or change nothing."""
+        draft = self._copy()
+        draft._ids, draft._place, draft._kind = self._ids.count_on(block.shape[1])[1], place, kind
+        if block.shape[1]:
+            with place.current():
+                draft._add(block)
+        self.__dict__.update(draft.__dict__)
 
     def admit(self, keys: Any) -> Any:
         """Add rows and return for each whether it was kept: bool, (*heads, m), on the device of the keys.
@@ -122,15 +125,14 @@ class DeviceSketch:
         Rows are judged by the forms of the blocks so far, which takes one read of a factor for each head; until the
         first block is full all are kept.  Arguments and errors are those of :meth:`update`.
         """
-        array, _, place = self._arrived(keys)
-        self.update(keys)
+        block, kind, place = self._arrived(keys)
+        self._take(block, kind, place)
         with place.current():
-            arrays = place.arrays
-            kept = arrays.ones(array.shape[:2], bool)
-            if self._state is not None and array.shape[1]:
-                kept = self._state.passing(arrays.ascontiguousarray(array))
+            kept = place.arrays.ones(block.shape[:2], bool)
+            if self._state is not None and block.shape[1]:
+                kept = self._state.passing(block)
             kept[list(self._fallen)] = True
-            return place.out(kept.reshape(*self.heads, array.shape[1]))
+            return place.out(kept.reshape(*self.heads, block.shape[1]))
 
     def _arrived(self, keys: Any) -> tuple[Any, str, Place]:
         """Return keys as (heads, m, dim), their kind, and their place.  Raises as :meth:`update` does."""
@@ -142,7 +144,8 @@ class DeviceSketch:
         if self.count and (kind, place.device) != (self._kind, self._place.device):
             was = f"{self._kind} on device {self._place.device}"
             raise TypeError(f"keys must be {was}, as before; got {kind} on device {place.device}")
-        return array.reshape(self._many, *shape[-2:]), kind, place
+        with place.current():
+            return place.arrays.ascontiguousarray(array.reshape(self._many, *shape[-2:])), kind, place
 
     def _copy(self) -> DeviceSketch:
         twin = object.__new__(DeviceSketch)
