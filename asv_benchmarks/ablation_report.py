@@ -47,6 +47,7 @@ def tasks():
         "set, epsilon = 0.05": lambda: streamed(keys),
         "set, epsilon = 2 d / n": lambda: streamed(keys, epsilon=2 * d / n),
         "set, p = 3": lambda: streamed(keys, p=3),
+        "set, sample = 1/16": lambda: streamed(keys, sample=1 / 16),
         "lev.leverage_scores": lambda: lev.leverage_scores(keys),
     }
 

@@ -181,17 +181,19 @@ PIECE = 1024
 TASK = 8 * PIECE
 """Rows of one task for kernels that go through them group by group."""
 
-GROUPS = 32, 512
+GROUPS = 16, 512
 """The fewest and the most rows of a group, a power of two times as many."""
 
-CHAIN = GROUPS[1] + TASK // GROUPS[0]
+CHAIN = GROUPS[1] + TASK // GROUPS[1]
 """The most additions that a product passes through in the Gram matrix of one task."""
 
 
 def pieces(
-    rows: np.ndarray, factors: np.ndarray | None = None, size: int = PIECE
+    rows: np.ndarray, factors: np.ndarray | None = None, size: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Return ``rows`` and their factors as views of at most ``size`` rows, at least one."""
+    """Return ``rows`` and their factors as views of at most ``size`` rows, by default those of a task; at least one."""
+    if size is None:  # so few at least that cores can share them: an eighth, in whole groups
+        size = min(TASK, max(PIECE, slices(len(rows), 8 * GROUPS[1])[-1].stop // 8))
     return [(rows[part], None if factors is None else factors[part]) for part in slices(len(rows), size)]
 
 

@@ -52,7 +52,10 @@ class Candidates:
     @property
     def factor(self) -> Factor:
         """A factor of the present form."""
-        return self.judge if self.current and self.judge is not None else self.form.factor()
+        return self.judge if self.current and self.judge is not None else self._factored(self.form)
+
+    def _factored(self, form: Form) -> Factor:
+        return form.factor() if self.weighting.sample < 1 else form.triangular()  # to sift takes eigenpairs
 
     def _scales(self, ids: np.ndarray) -> np.ndarray:
         return self.weighting.scales(ids, self.epoch)
@@ -77,8 +80,8 @@ class Candidates:
         now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
         judge = now.judge
         if upper is None or judge is None:
-            judge, now = now.form.factor(), replace(now, fresh=0.0)
-            upper = now._bracket(rows, judge)[1]
+            judge, now = now._factored(now.form), replace(now, fresh=0.0)
+            upper = now._own(rows, judge)
         now = replace(now, judge=judge).keep(rows, upper)
         crowded = now.retained > 2 * now.most() + len(rows)
         stale = now.form.rows >= 2 * judge.rows or now.fresh > 1 + judge.rank
@@ -131,7 +134,7 @@ class Candidates:
         p = self.weighting.p
         for turn in range(1, _ROUNDS + 1):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
-            odds = np.where(weights > 0, np.maximum(form.factor().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
+            odds = np.where(weights > 0, np.maximum(form.triangular().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
             own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
             settled = own.sum() > _SETTLED * weights.sum()
             if p <= 2:
@@ -171,6 +174,12 @@ class Candidates:
             upper = np.maximum(upper, np.where(rows.keys.any(axis=1), bounds.SMALLEST_ODDS, 0.0))
         return self.weighting.ends(lower, upper, self.mass, self.form.rows, scales)
 
+    def _own(self, rows: Rows, judge: Factor) -> np.ndarray:
+        """Return upper bounds on the scores of rows that are in the form of the judge."""
+        if self.weighting.p != 2:
+            return self._bracket(rows, judge)[1]
+        return self.form.weigh(rows.keys, judge, self.factors(rows.ids), lambda odds: np.minimum(odds, 1))
+
     def pruned(self) -> Candidates:
         """Return the candidates with kept rows scored by the present form, those dropped that cannot reach epsilon."""
         if self.current:
@@ -188,7 +197,7 @@ class Candidates:
     def _judged(self) -> Candidates:
         """Return the same candidates with a judge of the present form."""
         form = self.form.simplified()
-        return replace(self, form=form, judge=form.factor(), fresh=0.0)
+        return replace(self, form=form, judge=self._factored(form), fresh=0.0)
 
     def rated(self, upper: np.ndarray) -> Candidates:
         """Return the candidates with the upper ends known of the kept rows, and lower ends by the present form."""

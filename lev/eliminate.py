@@ -44,7 +44,7 @@ class Coordinates:
 
     def _each(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return what ``of`` makes of the rows, some at a time: what it writes on the way stays in cache."""
-        return np.concatenate(backend.run(lambda part: of(part[0]), backend.pieces(self.rows)))
+        return np.concatenate(backend.run(lambda part: of(part[0]), backend.pieces(self.rows, None, backend.PIECE)))
 
     @cached_property
     def powers(self) -> np.ndarray:

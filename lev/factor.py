@@ -23,6 +23,7 @@ class Factor:
 
     frame: Frame
     rows: int
+    energy: float  # trace of the form in its frame
     values: np.ndarray  # eigenvalues of the form in its frame, ascending, (r,), or numbers below them
     whiten: np.ndarray  # W: eigenvectors over root eigenvalues, (r, r), or another inverse root
     slack: float  # relative rounding margin of the form
@@ -41,6 +42,8 @@ class Factor:
     @cached_property
     def lower(self) -> np.ndarray:
         """L with L L^T = W W^T, a lower triangle: ||y L|| = ||y W|| for half the work."""
+        if not np.triu(self.whiten, 1).any():
+            return np.ascontiguousarray(self.whiten)
         upper = np.asarray(np.linalg.qr(self.whiten.T, mode="r"))
         return np.ascontiguousarray(upper.T)
 
@@ -55,8 +58,14 @@ class Factor:
 
     def shifted(self, frame: Frame, power: int) -> Factor:
         """Return the factor of the same form times 2^(-2 power), in a frame of 2^power times the unit."""
-        values, whiten = np.ldexp(self.values, -2 * power), np.ldexp(self.whiten, power)
-        return replace(self, frame=frame, values=values, whiten=whiten, reach=math.ldexp(self.reach, power))
+        return replace(
+            self,
+            frame=frame,
+            energy=float(np.ldexp(self.energy, -2 * power)),
+            values=np.ldexp(self.values, -2 * power),
+            whiten=np.ldexp(self.whiten, power),
+            reach=math.ldexp(self.reach, power),
+        )
 
     def share(self, root: np.ndarray, exponents: np.ndarray) -> float:
         """Return an upper bound in [0, 1] on the largest part in this form of one with rows root * 2^exponents."""
@@ -68,12 +77,12 @@ class Factor:
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Return the leverage score of each row, float64 (m,), as computed."""
-        found = backend.run(lambda piece: self._squares(*piece)[0], backend.pieces(rows, None, backend.TASK))
+        found = backend.run(lambda piece: self._squares(*piece)[0], backend.pieces(rows))
         return np.minimum(np.concatenate(found), 1)
 
     def _roots(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||y W||, (m,), and what rounding may have made of it."""
-        found = backend.run(lambda piece: self._squares(*piece), backend.pieces(rows, factors, backend.TASK))
+        found = backend.run(lambda piece: self._squares(*piece), backend.pieces(rows, factors))
         squares, norms = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return np.sqrt(squares), self.reach * np.sqrt(norms)
 
@@ -93,19 +102,28 @@ class Factor:
         They are the upper ends of :meth:`ends`, or close above them for float32 rows, which are multiplied as such
         where that is safe.  Cost: r^2 / 2 multiply-adds a row, 8 or 16 of them a cycle at best, as for the Gram matrix.
         """
-        if not self.single(rows.dtype):
-            upper = self.ends(rows, factors)[1]
+        return np.concatenate(backend.run(lambda piece: self.piece_odds(*piece), backend.pieces(rows, factors)))
+
+    def piece_odds(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        """Return what :meth:`odds` returns, computed here and now."""
+        if self.single(rows.dtype):
+            lower, growth, rounding, least = self._single_lower
+            squares, norms = self.frame.scores(rows, factors, lower)
+            upper = growth * squares + rounding * norms + least * (norms > 0)
         else:
-            upper = np.concatenate(backend.run(self._piece_odds, backend.pieces(rows, factors, backend.TASK)))
+            squares, norms = self._squares(rows, factors)
+            upper = proved_ends(np.sqrt(squares), self.reach * np.sqrt(norms), self.slack)[1]
         return np.where(upper < _HUGE, upper, np.inf)  # what overflowed may be NaN, and must pass
 
-    def _piece_odds(self, piece: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-        lower, size = self.lower.astype(np.float32), float(np.linalg.norm(self.lower))
-        squares, norms = self.frame.scores(*piece, lower)
-        unit = bounds.single_error(self.rank)
+    @cached_property
+    def _single_lower(self) -> tuple[np.ndarray, float, float, float]:
+        """L in float32, and the factors of |x L|^2, of |x|^2 and of 1 in the bound that it gives.  Theory: 04 (b)."""
+        size, unit = float(np.linalg.norm(self.lower)), bounds.single_error(self.rank)
         least = bounds.underflow(self.rank, tensor=True) * (math.sqrt(self.rank) + size)
-        rounding = 2 * (unit * size + self.reach) ** 2 * norms + 2 * least**2 * (norms > 0)
-        return self.growth * (1 + unit) * ((1 + bounds.SHARE) * squares + (1 + 1 / bounds.SHARE) * rounding)
+        growth = self.growth * (1 + unit)
+        others = growth * (1 + 1 / bounds.SHARE)
+        rounding = others * 2 * (unit * size + self.reach) ** 2
+        return self.lower.astype(np.float32), growth * (1 + bounds.SHARE), rounding, others * 2 * least**2
 
     def single(self, dtype: np.dtype) -> bool:
         """Say whether rows of ``dtype`` may be multiplied in float32: rounding is to stay small beside the mean score.
@@ -115,7 +133,7 @@ class Factor:
         if dtype != np.float32 or self.frame.triangle is not None or not self.rank:
             return False
         powers = *self.frame.exponents, *np.frexp(np.linalg.norm(self.whiten))[1:]
-        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.values.sum() * (1 / self.values).sum()
+        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.energy * np.square(self.whiten).sum()
         return bool(np.abs(powers).max() <= 60 and blur <= bounds.SINGLE_BLUR * self.rank)
 
     @property
@@ -123,15 +141,20 @@ class Factor:
         """What the margin of the form may add to a score, as a factor."""
         return _growth(self.slack)
 
-    def screen(self, epsilon: float, dtype: np.dtype) -> Screen:
-        """Return upper bounds on the scores of rows of ``dtype`` to come, tight for those that may reach epsilon."""
-        return _screen(self, epsilon, dtype)
+    def screen(self, epsilon: float) -> Screen:
+        """Return upper bounds on the scores of rows to come whose Gram matrices are taken anyway."""
+        return _screen(self, epsilon)
+
+    def sieve(self, epsilon: float, dtype: np.dtype) -> Screen:
+        """Return upper bounds on the scores of rows of ``dtype`` to come of which nothing is known."""
+        return _sieve(self, epsilon, dtype)
 
     def groups(self, epsilon: float) -> Groups:
         """Return the bound by groups so large that most stay below epsilon, if there are such.
 
-        The sum S of the scores of rows X from their Gram matrix is off by at most e |X|^2; with the roots of the
-        scores off by a |x|, (1 + t) (S + e |X|^2) + (1 + 1/t) a^2 |X|^2 bounds it.  Theory: 04, sound filters.
+        The sum S of the scores of rows is the difference of two sums by Gram matrices of rows of the chain C, off by at
+        most e |C|^2; with the roots of the scores off by a |x|, (1 + t) (S + e |C|^2) + (1 + 1/t) a^2 |C|^2 bounds it.
+        Theory: 04, sound filters.
         """
         fewest, most = backend.GROUPS
         expected = min(most, int(0.8 * epsilon * self.rows / max(self.rank, 1)))
@@ -143,7 +166,7 @@ class Factor:
             size=1 << (expected.bit_length() - 1),
             precision=np.triu(precision) + np.triu(precision, 1),
             own=self.growth * (1 + bounds.SHARE),
-            rounding=self.growth * ((1 + bounds.SHARE) * 2 * error + (1 + 1 / bounds.SHARE) * self.reach**2),
+            rounding=self.growth * ((1 + bounds.SHARE) * 4 * error + (1 + 1 / bounds.SHARE) * self.reach**2),
         )
 
     def width(self, epsilon: float) -> int:
@@ -184,14 +207,16 @@ Bound = Callable[[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray], np.nda
 
 
 @functools.lru_cache(maxsize=4)  # a judge serves many blocks
-def _screen(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
-    width = judge.width(epsilon)
-    found: list[Bound] = [lambda rows, factors, *_: judge.ends(rows, factors)[1]]
-    if width < judge.rank:
-        found.insert(0, judge.filter(width, dtype))
-    elif judge.single(dtype):
-        found.insert(0, lambda rows, factors, *_: judge.odds(rows, factors))
-    return Screen(epsilon, judge.groups(epsilon), found)
+def _screen(judge: Factor, epsilon: float) -> Screen:
+    return Screen(epsilon, judge.groups(epsilon), [lambda rows, factors, *_: judge.piece_odds(rows, factors)])
+
+
+@functools.lru_cache(maxsize=4)
+def _sieve(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
+    screen, width = _screen(judge, epsilon), judge.width(epsilon)
+    if 4 * width >= judge.rank:  # the triangle of all is cheaper than a matrix so wide
+        return screen
+    return replace(screen, bounds=[judge.filter(width, dtype), *screen.bounds])
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +235,8 @@ class Groups:
 
     def __call__(self, totals: np.ndarray, norms: np.ndarray) -> np.ndarray:
         """Return the bound of each row, (m,), from what :meth:`Frame.grams` says and the larger squared norms."""
-        sums = np.add.reduceat(norms, np.arange(0, len(norms), self.size))
+        chain = backend.GROUPS[1]
+        sums = np.repeat(np.add.reduceat(norms, np.arange(0, len(norms), chain)), chain // self.size)[: len(totals)]
         return np.repeat(self.own * totals + self.rounding * sums, self.size)[: len(norms)]
 
 
@@ -274,6 +300,8 @@ class Screen:
         limit = bounds.odds_below(self.epsilon)
         for bound in self.bounds:
             open_ = np.flatnonzero(~(odds < limit))
+            if not len(open_):
+                break
             some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
             scales = None if factors is None else factors[some]
             odds[some] = np.fmin(bound(rows[some], scales, x_norms[some], y_norms[some]), odds[some])

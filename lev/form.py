@@ -78,19 +78,38 @@ class Form:
         Raises NonFiniteRow.  Cost: O(d^2) a row.
         """
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
+        if self.rank == 0:
+            grown, _ = form._in_columns_of(block, factors)._summed(block, factors)
+            if np.isfinite(grown.gram).all() and grown.margin() <= grown.limit / 4:  # with room to grow
+                return grown, None
         if judge is None or self.rank == 0:
             return form._stepwise(block, np.arange(len(block)), factors, step), None
-        screen = None if epsilon is None else judge.screen(epsilon, block.dtype)
-        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors, backend.TASK))
+        grown, parts = form._summed(block, factors, None if epsilon is None else judge.screen(epsilon))
+        leaves = np.concatenate([part.leaves for part in parts])
+        if not np.isfinite(grown.tail).all() or leaves.any() or not grown._sound(judge):
+            return form._stepwise(block, _worst_first(block, judge, factors, leaves), factors, step), None
+        return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
+
+    def _in_columns_of(self, block: np.ndarray, factors: np.ndarray | None) -> Form:
+        """Return a form of no rows in an identity frame, columns scaled by the first rows of a block."""
+        first, columns = block[:_STEP], np.ones(self.frame.dim)
+        with np.errstate(invalid="ignore"):  # what is not finite shows in the sum
+            columns[: block.shape[1]] = np.abs(first).max(axis=0, initial=0)
+        if factors is not None:
+            columns *= factors[:_STEP].max(initial=0)
+        exponents = np.where(columns > 0, np.frexp(columns)[1], 0).clip(-1000, 1000).astype(np.int64)
+        return replace(self, frame=Frame(exponents), gram=np.zeros((self.frame.dim, self.frame.dim)))
+
+    def _summed(
+        self, block: np.ndarray, factors: np.ndarray | None, screen: Screen | None = None
+    ) -> tuple[Form, list[_Part]]:
+        """Return the form with a block added in its frame, sound or not, and what the parts of the block say."""
+        parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors))
         with np.errstate(invalid="ignore"):  # infinities that meet send the block through the QR
             gram, energy = (sum(getattr(part, name) for part in parts) for name in ("gram", "energy"))
             tail = np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
         rows, sums = self.rows + len(block), self.sums + len(parts)
-        grown = replace(form, gram=self.gram + gram, rows=rows, sums=sums, tail=tail)
-        leaves = np.concatenate([part.leaves for part in parts])
-        if not np.isfinite(energy).all() or leaves.any() or not grown._sound(judge):
-            return form._stepwise(block, _worst_first(block, judge, factors, leaves), factors, step), None
-        return grown, None if epsilon is None else np.concatenate([part.upper for part in parts])
+        return replace(self, gram=self.gram + gram, rows=rows, sums=sums, tail=tail), parts
 
     def grown(
         self, block: np.ndarray, judge: Factor | None, factors: np.ndarray | None = None
@@ -127,10 +146,12 @@ class Form:
     ) -> np.ndarray:
         """Return bounds on the odds, (m,): k^T M^+ k of each row times its factor, tight where they may reach epsilon.
 
+        The judge has eigenpairs.
+
         They are infinite where a row leaves the span.  Raises NonFiniteRow.  Cost: one read, a norm and 2 d w float32
         operations a row, w as in :meth:`Factor.width`, and 2 d r more for each row that these cannot place.
         """
-        screen = None if judge is None or self.rank == 0 else judge.screen(epsilon, block.dtype)
+        screen = None if judge is None or self.rank == 0 else judge.sieve(epsilon, block.dtype)
 
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
             piece, scales = part
@@ -146,7 +167,7 @@ class Form:
             odds[leaves] = np.inf
             return odds
 
-        odds = np.concatenate(backend.run(of, backend.pieces(block, factors, 2 * backend.TASK)))
+        odds = np.concatenate(backend.run(of, backend.pieces(block, factors)))
         high = np.flatnonzero(np.isinf(odds))  # as what is not finite is
         finite = np.isfinite(block[high]).all(axis=1)
         if not finite.all():
@@ -157,7 +178,7 @@ class Form:
         self,
         block: np.ndarray,
         judge: Factor | None,
-        factors: np.ndarray,
+        factors: np.ndarray | None,
         rule: Callable[[np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """Return what ``rule`` makes of the odds, (m,): bounds on k^T M^+ k of each row times its factor.
@@ -170,14 +191,14 @@ class Form:
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
             piece, scales = part
             with np.errstate(over="ignore", invalid="ignore"):
-                odds = judge.odds(piece, scales)
+                odds = judge.piece_odds(piece, scales)
                 if self.frame.triangle is not None:
                     odds[self._turned(piece, scales)[3]] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
             odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
             return rule(odds)
 
-        return np.concatenate(backend.run(of, backend.pieces(block, factors, backend.TASK)))
+        return np.concatenate(backend.run(of, backend.pieces(block, factors)))
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
@@ -197,12 +218,14 @@ class Form:
     def triangular(self) -> Factor:
         """Return a factor by Cholesky, or :meth:`factor` where that would be less accurate than the form may be.
 
-        Its ``values`` are one number that no eigenvalue is below.  Cost: O(d^3), a tenth of that of :meth:`factor`.
+        W is a lower triangle, L^-1 where the form is L^T L, and ``values`` are one number that no eigenvalue is below.
+        Cost: O(d^3), a tenth of that of :meth:`factor`.
         Theory: 04, rounding margin (g).
         """
         with contextlib.suppress(np.linalg.LinAlgError):
+            turned = scipy.linalg.cholesky(self.gram[::-1, ::-1], lower=True, check_finite=False)
             whiten = scipy.linalg.solve_triangular(
-                scipy.linalg.cholesky(self.gram, check_finite=False), np.eye(self.rank), check_finite=False
+                turned[::-1, ::-1].T, np.eye(self.rank), lower=True, check_finite=False
             )
             size, inverse = float(np.trace(self.gram)), float(np.vdot(whiten, whiten))
             if self.rank and (margin := rounding.root_margin(self.frame.dim, self.sums, size, inverse)) <= self.limit:
@@ -214,7 +237,7 @@ class Form:
         if self.rank:
             tail = float(np.linalg.norm(self.tail))
             reach, slack = rounding.of_factor(self.frame, tail, self.turns, self.excuse, whiten, least, margin)
-        return Factor(self.frame, self.rows, values, whiten, self.inherited + slack, reach)
+        return Factor(self.frame, self.rows, float(np.trace(self.gram)), values, whiten, self.inherited + slack, reach)
 
     def margin(self, smallest: float | None = None) -> float:
         """Return the relative margin of the Gram matrix, given (a lower bound on) its least eigenvalue."""

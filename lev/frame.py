@@ -132,7 +132,8 @@ class Frame:
         """
         rows, factors = for_kernels(rows, factors)
         gram, norms, totals = np.empty((self.dim, self.dim)), np.empty(len(rows)), np.empty(-(-len(rows) // size))
-        backend.kernels_of(rows).gram(rows, factors, self.scale, precision, size, gram, norms, totals)
+        given = self.scale, precision, size, backend.GROUPS[1]
+        backend.kernels_of(rows).gram(rows, factors, *given, gram, norms, totals)
         return gram, norms, totals
 
     def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> np.ndarray:

@@ -193,16 +193,19 @@ class Sketch(Fed, store.Stored):
         return (rows for stream in self._streams for rows in stream.kept)
 
     def _block_rows(self) -> int:
-        """Return the length of the next block: about the rows so far, so that early bounds are fresh too.
+        """Return the length of the next block.
 
-        Heads for p = 2 are scored by the form with the block in it, so theirs are long from the start, but not longer
-        than makes their factorisation cheap: what waits for a block is copied.
+        For p = 2 the first rows are scored by the form with them in it, so all blocks are long, but those of many heads
+        not longer than makes their factorisation cheap: what waits for a block is copied.  Weights and samples are
+        taken by the rows before, so there a block is about as long as what came so far.
         """
         if self.heads and self.p == 2:
             cheap = min(32 * self.dim, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
             return max(_SMALLEST_BLOCK, cheap)
         most = _BLOCK_NUMBERS * (2 if self.sample < 1 else 1)
         largest = max(_SMALLEST_BLOCK, most // self.dim // len(self._streams))
+        if self.p == 2 and self.sample == 1:
+            return largest
         seen = self._streams[0].seen
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
 
@@ -358,7 +361,8 @@ class Sketch(Fed, store.Stored):
     def _check_mergeable(self, other: Any) -> None:
         if not isinstance(other, Sketch):
             raise TypeError(f"other must be a Sketch; got {type(other).__name__}")
-        if other is self or (other._streams[0].form is self._streams[0].form and self._streams[0].form.rows):
+        absorbed = other._streams[0].form is self._streams[0].form and self._streams[0].form.rows
+        if other is self or absorbed or {*map(id, self._pending)} & {*map(id, other._pending)}:
             raise ValueError("other is this sketch itself or its copy; its rows would count twice")
         for name in ("dim", "p", "decay", "heads", "payload_dim", "intercept", "sample"):
             if getattr(self, name) != getattr(other, name):

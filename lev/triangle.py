@@ -32,9 +32,7 @@ def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndar
     rank = rows.shape[1]
     plain, none = _plain(rank), np.zeros((rank, rank))
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = backend.run(
-            lambda part: plain.grams(*part, backend.GROUPS[1], none)[0], backend.pieces(rows, factors, backend.TASK)
-        )
+        parts = backend.run(lambda part: plain.grams(*part, backend.GROUPS[1], none)[0], backend.pieces(rows, factors))
     gram = np.sum(parts, axis=0)
     try:
         triangle = scipy.linalg.cholesky(gram)

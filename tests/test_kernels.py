@@ -9,8 +9,15 @@ from lev.cpu import rows as kernels
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 40), st.integers(1, 200), st.sampled_from([1, 3, 32, 64, 100]), st.booleans(), st.integers(0, 99))
-def test_gram_is_the_product_and_totals_are_sums(d, m, size, affine, seed):
+@given(
+    st.integers(1, 40),
+    st.integers(1, 200),
+    st.sampled_from([1, 3, 32, 64, 100]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_gram_is_the_product_and_totals_are_sums(d, m, size, chain, affine, seed):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((m, d)).astype(np.float32)
     factors, scale = rng.uniform(0.5, 2, m), np.exp2(rng.integers(-3, 4, d + affine))
@@ -19,7 +26,7 @@ def test_gram_is_the_product_and_totals_are_sums(d, m, size, affine, seed):
     precision += precision.T
     gram, norms, totals = np.empty_like(precision), np.empty(m), np.empty(-(-m // size))
     doubled = np.triu(precision) + np.triu(precision, 1)
-    kernels.gram(rows, factors, scale, doubled, size, gram, norms, totals)
+    kernels.gram(rows, factors, scale, doubled, size, chain * size, gram, norms, totals)
     np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12, atol=1e-11 * np.abs(x).max() ** 2)
     np.testing.assert_allclose(norms, np.square(x).sum(axis=1), rtol=1e-12)
     each = np.einsum("ij,jk,ik->i", x, precision, x)
@@ -32,7 +39,7 @@ def test_gram_passes_on_what_is_not_finite(bad):
     rows = np.ones((70, 5), np.float32)
     rows[69, 4] = bad
     gram = np.empty((5, 5))
-    kernels.gram(rows, np.ones(70), np.ones(5), np.eye(5), 64, gram, np.empty(70), np.empty(2))
+    kernels.gram(rows, np.ones(70), np.ones(5), np.eye(5), 64, 64, gram, np.empty(70), np.empty(2))
     assert not np.isfinite(gram[4, 4])
 
 

@@ -10,8 +10,8 @@ import math
 import numba
 import numpy as np
 
-from lev.cpu.rows import CHUNK, scores, widen
-from lev.cpu.tile import HIGH, add_gram, add_product, padded
+from lev.cpu.rows import CHUNK, fold, scores, widen
+from lev.cpu.tile import HIGH, add_gram, add_product, from_tiles, padded, tiles
 
 _FAST = {"reassoc", "contract"}
 
@@ -24,27 +24,22 @@ def grams(rows, factors, starts, fresh, scale, chain, out):
     No product passes through more than ``chain`` additions before the sum so far is added up.
     """
     heads, dim = scale.shape
-    width = padded(dim)
-    x, norms, part = np.zeros((CHUNK, width)), np.empty(CHUNK), np.empty((width, width))
+    x, norms, part, whole = np.zeros((CHUNK, padded(dim))), np.empty(CHUNK), tiles(dim), tiles(dim)
     for head in range(heads):
-        out[head] = 0
         for first in range(starts[head], starts[head + 1], chain):
             last = min(first + chain, starts[head + 1])
-            part[:] = 0
             for start in range(first, last, CHUNK):
                 some = slice(start, min(start + CHUNK, last))
                 widen(rows[some], factors[some], scale[head], x, norms)
                 add_gram(x, some.stop - start, dim, part)
-            for i in range(dim):
-                for j in range(i, dim):
-                    out[head, i, j] += part[i, j]
+            fold(part.ravel(), whole.ravel())
+        from_tiles(whole, out[head])
         if fresh[head]:
             for i in range(dim):
                 scale[head, i] = math.ldexp(1.0, -math.frexp(math.sqrt(out[head, i, i]))[1])
-        for i in range(dim):
-            for j in range(i + 1):
-                unit = scale[head, i] * scale[head, j] if fresh[head] else 1.0
-                out[head, i, j] = out[head, j, i] = out[head, j, i] * unit
+            for i in range(dim):
+                for j in range(dim):
+                    out[head, i, j] *= scale[head, i] * scale[head, j]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lev.cpu.tile import HIGH, add_gram, padded, squares
+from lev.cpu.tile import HIGH, add_gram, from_tiles, padded, squares, tiles, to_tiles
 
 CHUNK = 64  # rows that are widened at a time: they stay in the first cache
 
@@ -43,29 +43,46 @@ def norms(rows, factors, scale, out):
         out[i] = total * factors[i] * factors[i]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def gram(rows, factors, scale, precision, size, out, norms, totals):
+@numba.njit(cache=True, nogil=True)
+def gram(rows, factors, scale, precision, size, chain, out, norms, totals):
     """Write the Gram matrix of ``factors[:, None] * rows * scale`` into ``out``, squared row norms into ``norms``.
 
-    It is summed over groups of ``size`` rows; ``totals`` gets each group's sum of x ``precision`` x^T, given the
-    upper triangle with what stands above the diagonal doubled.
+    It is summed over ``chain`` rows at a time, a multiple of ``size``; ``totals`` gets the sum of x ``precision`` x^T
+    over each ``size`` rows, given the upper triangle with what stands above the diagonal doubled.
     """
     m, dim = len(rows), len(scale)
-    width = padded(dim)
-    x, squares = np.zeros((CHUNK, width)), np.zeros((3, width, width))
-    part, whole, inverse = squares[0], squares[1], squares[2]
-    for i in range(dim):
-        for j in range(dim):
-            inverse[i, j] = precision[i, j]
-    for group in range(len(totals)):
-        for start in range(group * size, min((group + 1) * size, m), CHUNK):
-            some = slice(start, min(start + CHUNK, (group + 1) * size, m))
-            widen(rows[some], factors[some], scale, x, norms[some])
-            add_gram(x, some.stop - start, dim, part)
-        totals[group] = fold(part.ravel(), inverse.ravel(), whole.ravel())
-    for i in range(dim):
-        for j in range(i, dim):
-            out[i, j] = out[j, i] = whole[i, j]
+    x, part, whole, inverse = np.zeros((CHUNK, padded(dim))), tiles(dim), tiles(dim), tiles(dim)
+    to_tiles(precision, inverse)
+    for first in range(0, m, chain):
+        before, last = 0.0, min(first + chain, m)
+        for group in range(first, last, size):
+            end = min(group + size, last)
+            for start in range(group, end, CHUNK):
+                some = slice(start, min(start + CHUNK, end))
+                widen(rows[some], factors[some], scale, x, norms[some])
+                add_gram(x, some.stop - start, dim, part)
+            total = dot(inverse.ravel(), part.ravel())
+            totals[group // size] = total - before
+            before = total
+        fold(part.ravel(), whole.ravel())
+    from_tiles(whole, out)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def dot(first, second):
+    """Return the product of two vectors."""
+    total = 0.0
+    for k in range(len(first)):
+        total += first[k] * second[k]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def fold(part, whole):
+    """Move ``part`` to what ``whole`` holds; both are vectors."""
+    for k in range(len(part)):
+        whole[k] += part[k]
+        part[k] = 0.0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -85,17 +102,6 @@ def scores(rows, factors, scale, lower, out, norms):
         some = slice(start, min(start + step, m))
         widen(rows[some], factors[some], scale, x, norms[some])
         squares(x, right, dim, out[some])
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def fold(part, weights, whole):
-    """Move ``part`` to what ``whole`` holds and return its sum times ``weights``; all are vectors."""
-    total = 0.0
-    for k in range(len(part)):
-        total += weights[k] * part[k]
-        whole[k] += part[k]
-        part[k] = 0.0
-    return total
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})

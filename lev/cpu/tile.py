@@ -78,15 +78,18 @@ def _widened(build, vector):
 
 
 @intrinsic
-def _add_product(_typing, left, first, last, right, out, i, j):
-    """Add the tile left[i : i + HIGH, first:last] @ right[first:last, j :] to out[i:, j:]; left has any strides."""
+def _add_product(_typing, left, first, last, right, i, j, out, row, column):
+    """Add the tile left[i : i + HIGH, first:last] @ right[first:last, j :] to out[row:, column:].
+
+    ``left`` has any strides.
+    """
 
     def generate(context, build, signature, arguments):
         factors = context.make_array(signature.args[0])(context, build, arguments[0])
         down, across = cgutils.unpack_tuple(build, factors.strides)
-        matrix, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (3, 4))
-        first, last, i, j = arguments[1], arguments[2], arguments[5], arguments[6]
-        places = [sums.vectors(build.add(i, _INT(h)), j, WIDE) for h in range(HIGH)]
+        matrix, sums = (_Matrix(context, build, signature.args[k], arguments[k]) for k in (3, 6))
+        first, last, i, j, row, column = (arguments[k] for k in (1, 2, 4, 5, 7, 8))
+        places = [sums.vectors(build.add(row, _INT(h)), column, WIDE) for h in range(HIGH)]
         before = [_load(build, line) for line in places]
 
         def factor(k, h):
@@ -100,7 +103,7 @@ def _add_product(_typing, left, first, last, right, out, i, j):
                 build.store(vector, place, align=4)
         return context.get_dummy_value()
 
-    return types.void(left, first, last, right, out, i, j), generate
+    return types.void(left, first, last, right, i, j, out, row, column), generate
 
 
 @intrinsic
@@ -133,15 +136,51 @@ def padded(dim):
 
 
 @numba.njit(cache=True, nogil=True)
-def add_gram(x, m, dim, out):
-    """Add the upper triangle of the Gram matrix of the first m >= 1 rows and ``dim`` columns of x to ``out``.
+def tiles(dim):
+    """Return zeros for the upper triangle of a matrix of ``dim`` rows, tile after tile: less than half of it, in a row.
 
-    Both are ``padded`` columns wide, float64; below the diagonal ``out`` gets parts of no meaning.
+    What a tile holds below the diagonal, or beyond the matrix, has no meaning.
     """
-    step = WIDE * LANES
+    step, count = WIDE * LANES, 0
+    for j in range(0, dim, step):
+        count += (min(j + step, dim) + HIGH - 1) // HIGH
+    return np.zeros((count * HIGH, step))
+
+
+@numba.njit(cache=True, nogil=True)
+def add_gram(x, m, dim, out):
+    """Add the Gram matrix of the first m >= 1 rows and ``dim`` columns of x, ``padded`` of them, to the ``tiles``."""
+    place, step = 0, WIDE * LANES
     for j in range(0, dim, step):
         for i in range(0, min(j + step, dim), HIGH):
-            _add_product(x.T, 0, m, x, out, i, j)
+            _add_product(x.T, 0, m, x, i, j, out, place, 0)
+            place += HIGH
+
+
+@numba.njit(cache=True, nogil=True)
+def to_tiles(matrix, out):
+    """Write the upper triangle of a square matrix into ``out``, the ``tiles``."""
+    place, step, dim = 0, WIDE * LANES, len(matrix)
+    for j in range(0, dim, step):
+        for i in range(0, min(j + step, dim), HIGH):
+            for h in range(min(HIGH, dim - i)):
+                for k in range(max(0, i + h - j), min(step, dim - j)):
+                    out[place + h, k] = matrix[i + h, j + k]
+            place += HIGH
+
+
+@numba.njit(cache=True, nogil=True)
+def from_tiles(found, out):
+    """Move the upper triangle that the ``tiles`` hold to both sides of ``out``, and leave them zero."""
+    place, step, dim = 0, WIDE * LANES, len(out)
+    for j in range(0, dim, step):
+        for i in range(0, min(j + step, dim), HIGH):
+            for h in range(HIGH):
+                for k in range(step):
+                    if i + h <= j + k < dim:
+                        out[i + h, j + k] = out[j + k, i + h] = found[place + h, k]
+                    found[place + h, k] = 0.0
+            place += HIGH
 
 
 @numba.njit(cache=True, nogil=True)
@@ -167,4 +206,4 @@ def add_product(left, first, last, right, out, row, columns):
     ``left`` has any strides; right and out are ``padded`` columns wide, and out gets parts of no meaning beyond.
     """
     for j in range(0, columns, WIDE * LANES):
-        _add_product(left, first, last, right, out, row, j)
+        _add_product(left, first, last, right, row, j, out, row, j)
