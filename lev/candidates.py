@@ -85,10 +85,10 @@ class Candidates:
         now = replace(now, judge=judge).keep(rows, upper)
         crowded = now.retained > 2 * now.most() + len(rows)
         stale = now.form.rows >= 2 * judge.rows or now.fresh > 1 + judge.rank
-        # while nearly all rows stand, to score them anew would drop few
+        # while nearly all rows stand, to score them anew would drop few, and a judge of all rows lets fewer stand
         if crowded or (stale and now.retained <= _STANDING * now.form.rows):
             return now.pruned()
-        return now._judged() if stale else now
+        return now._judged() if stale or 2 * (now.retained - self.retained) > len(rows) else now
 
     def moved(self, epoch: int) -> Candidates:
         """Return the same candidates in units of a later epoch.  Exact, but that what underflows is gone."""

@@ -11,7 +11,7 @@ from lev import backend
 from lev.form import Form, NonFiniteRow
 from lev.heads import scores_all
 
-_FIRST, _BLOCK = 256, 2**20  # rows of the first block, which goes through a QR, and numbers of the others
+_BLOCK = 2**24  # numbers of a block
 
 
 def leverage_scores(keys: Any) -> Any:
@@ -43,7 +43,7 @@ def leverage_scores(keys: Any) -> Any:
 
 
 def _scores(keys: np.ndarray) -> np.ndarray:
-    starts = [0, *range(_FIRST, len(keys), max(2048, _BLOCK // keys.shape[1]))]
+    starts = range(0, max(len(keys), 1), max(2048, _BLOCK // keys.shape[1]))
     form, judge = Form.empty(keys.shape[1]), None
     with backend.single_blas():
         for start, end in itertools.pairwise([*starts, len(keys)]):
@@ -51,4 +51,4 @@ def _scores(keys: np.ndarray) -> np.ndarray:
                 form, judge = form.grown(keys[start:end], judge)
             except NonFiniteRow as error:
                 raise ValueError(f"keys must be finite; row {start + error.row} holds NaN or infinity") from None
-        return form.factor().scores(keys)
+        return form.triangular().scores(keys)
