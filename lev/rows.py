@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -35,17 +35,14 @@ class Rows:
 
     def take(self, which: np.ndarray | slice) -> Rows:
         """Return the chosen rows: views for a slice, copies otherwise."""
-        return self._each(lambda array: array[which])
+        return Rows(self.keys[which], self.ids[which], self.payload[which], self.lower[which], self.upper[which])
 
     def head(self, head: int | slice) -> Rows:
         """Return the rows of one head or of some."""
         return replace(self, keys=self.keys[:, head], payload=self.payload[:, head])
 
     def copy(self) -> Rows:
-        return self._each(np.array)
-
-    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        return Rows(*(change(getattr(self, name)) for name in _COLUMNS))
+        return Rows(*(np.array(getattr(self, name)) for name in _COLUMNS))
 
 
 _COLUMNS = tuple(field.name for field in fields(Rows))
