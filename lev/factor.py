@@ -202,13 +202,13 @@ class Factor:
         )
 
 
-Bound = Callable[[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray], np.ndarray]
-"""What takes rows as they came, their factors, |x|^2 and |y|^2, and returns upper bounds on their odds."""
+Bound = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""What takes rows as they came and their factors, and returns upper bounds on their odds."""
 
 
 @functools.lru_cache(maxsize=4)  # a judge serves many blocks
 def _screen(judge: Factor, epsilon: float) -> Screen:
-    return Screen(epsilon, judge.groups(epsilon), [lambda rows, factors, *_: judge.piece_odds(rows, factors)])
+    return Screen(epsilon, judge.groups(epsilon), [judge.piece_odds])
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,16 +250,22 @@ class Filter:
     pad: float
     growth: float
 
-    def __call__(
-        self, rows: np.ndarray, factors: np.ndarray | None, x_norms: np.ndarray, y_norms: np.ndarray
-    ) -> np.ndarray:
+    def __call__(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors."""
-        upper = np.empty(len(rows))
+        upper, (x_norms, y_norms) = np.empty(len(rows)), self._norms(rows, factors)
         for some in backend.slices(len(rows), backend.PIECE):  # what is written and read again stays in cache
             parts = self._parts(rows[some], None if factors is None else factors[some])
             out = parts, y_norms[some], x_norms[some], self.following, self.pad, self.growth, bounds.SHARE, upper[some]
             backend.kernels_of(rows).screen(*out)
         return upper
+
+    def _norms(self, rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return |x|^2 and |y|^2 of the rows."""
+        if self.frame.triangle is None:
+            return (self.frame.norms(rows, factors),) * 2
+        x, norms = self.frame.widen(rows, factors)
+        y, _ = self.frame.coordinates(x)
+        return norms, np.einsum("ij,ij->i", y, y)
 
     def _parts(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         if not self.probe.shape[1]:
@@ -282,20 +288,16 @@ class Screen:
     bounds: Sequence[Bound]  # each closer than the one before, and dearer
 
     def __call__(
-        self,
-        rows: np.ndarray,
-        factors: np.ndarray | None,
-        totals: np.ndarray,
-        x_norms: np.ndarray,
-        y_norms: np.ndarray,
+        self, rows: np.ndarray, factors: np.ndarray | None, totals: np.ndarray, norms: np.ndarray
     ) -> np.ndarray:
-        """Return the bounds, (m,), for rows as they came, times their factors."""
-        odds = self.groups(totals, np.maximum(x_norms, y_norms))
-        return scores_of(self.closer(odds, rows, factors, x_norms, y_norms))
+        """Return the bounds, (m,), for rows as they came, times their factors, and what :meth:`Frame.grams` says."""
+        return scores_of(self.closer(self.groups(totals, norms), rows, factors))
 
-    def closer(
-        self, odds: np.ndarray, rows: np.ndarray, factors: np.ndarray | None, x_norms: np.ndarray, y_norms: np.ndarray
-    ) -> np.ndarray:
+    def alone(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        """Return bounds on the odds, (m,), of rows of which nothing is known."""
+        return self.closer(np.full(len(rows), np.inf), rows, factors)
+
+    def closer(self, odds: np.ndarray, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return bounds on the odds, (m,), that are closer than ``odds`` where those may reach epsilon."""
         limit = bounds.odds_below(self.epsilon)
         for bound in self.bounds:
@@ -304,7 +306,7 @@ class Screen:
                 break
             some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
             scales = None if factors is None else factors[some]
-            odds[some] = np.fmin(bound(rows[some], scales, x_norms[some], y_norms[some]), odds[some])
+            odds[some] = np.fmin(bound(rows[some], scales), odds[some])
         return odds
 
 

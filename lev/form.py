@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lev import backend, bounds, rounding
-from lev.factor import Factor, Groups, Screen
+from lev.factor import Bound, Factor, Groups, Screen
 from lev.frame import Frame, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
@@ -123,51 +123,32 @@ class Form:
         # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
         with np.errstate(over="ignore", invalid="ignore"):
             if self.frame.triangle is None:
-                gram, x_norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
-                y_norms, energy, leaves = x_norms, np.diagonal(gram), np.zeros(len(piece), bool)
+                gram, norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
+                energy, leaves = np.diagonal(gram), np.zeros(len(piece), bool)
             else:
-                x, x_norms, y, leaves = self._turned(piece, factors)
+                x, x_norms = self.frame.widen(piece, factors)
+                y, leaves = self._turned(x)
                 plain = Frame(np.zeros(self.rank, np.int64))
-                gram, y_norms, totals = plain.grams(y, None, groups.size, groups.precision)
-                energy = np.einsum("ij,ij->j", x, x)
-            upper = x_norms if screen is None else screen(piece, factors, totals, x_norms, y_norms)
+                gram, norms, totals = plain.grams(y, None, groups.size, groups.precision)
+                energy, norms = np.einsum("ij,ij->j", x, x), np.maximum(x_norms, norms)
+            upper = norms if screen is None else screen(piece, factors, totals, norms)
             return _Part(gram, energy, leaves, upper)
 
-    def _turned(
-        self, piece: np.ndarray, factors: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the rows x in the frame's columns, |x|^2, their coordinates y, and which leave the span."""
-        x, norms = self.frame.widen(piece, factors)
+    def _turned(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coordinates of rows x in the frame's columns, and which leave the span."""
         y, outside = self.frame.coordinates(x)
-        return x, norms, y, self.frame.leaves(x, outside, self.tail, self.excuse)
+        return y, self.frame.leaves(x, outside, self.tail, self.excuse)
 
     def sift(
         self, block: np.ndarray, judge: Factor | None, epsilon: float, factors: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return bounds on the odds, (m,): k^T M^+ k of each row times its factor, tight where they may reach epsilon.
+        """Return bounds on the odds, (m,), as :meth:`weigh` does, tight where they may reach epsilon.
 
-        The judge has eigenpairs.
-
-        They are infinite where a row leaves the span.  Raises NonFiniteRow.  Cost: one read, a norm and 2 d w float32
-        operations a row, w as in :meth:`Factor.width`, and 2 d r more for each row that these cannot place.
+        The judge has eigenpairs.  Raises NonFiniteRow.  Cost: one read and, of multiply-adds in float32, d w a row, w
+        as in :meth:`Factor.width`, where that is few, and d^2 / 2 for each row that they cannot place.
         """
-        screen = None if judge is None or self.rank == 0 else judge.sieve(epsilon, block.dtype)
-
-        def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-            piece, scales = part
-            odds = np.full(len(piece), np.inf)
-            if screen is None:
-                return odds
-            with np.errstate(over="ignore", invalid="ignore"):
-                if self.frame.triangle is None:
-                    norms = self.frame.norms(piece, scales)
-                    return screen.closer(odds, piece, scales, norms, norms)
-                _, norms, y, leaves = self._turned(piece, scales)
-                odds = screen.closer(odds, piece, scales, norms, np.einsum("ij,ij->i", y, y))
-            odds[leaves] = np.inf
-            return odds
-
-        odds = np.concatenate(backend.run(of, backend.pieces(block, factors)))
+        bound = None if judge is None or self.rank == 0 else judge.sieve(epsilon, block.dtype).alone
+        odds = self.weigh(block, judge, factors, lambda odds: odds, bound)
         high = np.flatnonzero(np.isinf(odds))  # as what is not finite is
         finite = np.isfinite(block[high]).all(axis=1)
         if not finite.all():
@@ -180,25 +161,31 @@ class Form:
         judge: Factor | None,
         factors: np.ndarray | None,
         rule: Callable[[np.ndarray], np.ndarray],
+        bound: Bound | None = None,
     ) -> np.ndarray:
         """Return what ``rule`` makes of the odds, (m,): bounds on k^T M^+ k of each row times its factor.
 
-        They are infinite where a row leaves the span, and 0 for zeros alone.  Cost: d^2 / 2 multiply-adds a row.
+        They are those of ``bound``, by default :meth:`Factor.odds` at d^2 / 2 multiply-adds a row; infinite where a row
+        leaves the span, and 0 for zeros alone.
         """
         if judge is None or self.rank == 0:
-            return rule(np.where(block.any(axis=1), np.inf, 0.0))
+            return rule(np.where(self._some(block), np.inf, 0.0))
+        bound = bound or judge.piece_odds
 
         def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-            piece, scales = part
             with np.errstate(over="ignore", invalid="ignore"):
-                odds = judge.piece_odds(piece, scales)
+                odds = bound(*part)
                 if self.frame.triangle is not None:
-                    odds[self._turned(piece, scales)[3]] = np.inf
+                    odds[self._turned(self.frame.widen(*part)[0])[1]] = np.inf
             tiny = odds < bounds.SMALLEST_ODDS
-            odds[tiny] = np.where(piece[tiny].any(axis=1), bounds.SMALLEST_ODDS, 0.0)
+            odds[tiny] = np.where(self._some(part[0][tiny]), bounds.SMALLEST_ODDS, 0.0)
             return rule(odds)
 
         return np.concatenate(backend.run(of, backend.pieces(block, factors)))
+
+    def _some(self, rows: np.ndarray) -> np.ndarray:
+        """Say which rows are more than zeros; with the constant of an intercept all are."""
+        return rows.any(axis=1) | (rows.shape[1] < self.frame.dim)
 
     def _sound(self, judge: Factor) -> bool:
         """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""

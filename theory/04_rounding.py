@@ -34,9 +34,7 @@ def screened(factor: Factor, width: int, rows: np.ndarray) -> np.ndarray:
     if width == factor.rank:
         return scores_of(factor.odds(rows))
     screen = factor.filter(width, rows.dtype)
-    x, norms = factor.frame.widen(rows)
-    y, _ = factor.frame.coordinates(x)
-    return scores_of(screen(rows, None, norms, np.sum(y * y, axis=1)))
+    return scores_of(screen(rows, None))
 
 
 def filters(rng: np.random.Generator) -> None:
