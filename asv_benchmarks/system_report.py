@@ -58,7 +58,10 @@ def dtype_part(found):
 
 def parallel_part(result):
     threads, dask = result["threads"], result["dask"]
-    rows = [["lev.scan, 1 and 2 threads", *(f"{threads[n]:.2f}" for n in "12"), f"{threads['1'] / threads['2']:.2f}"]]
+    rows = []
+    for name, label in (("scan", "lev.scan"), ("products", "the Gram products in it alone")):
+        one, two = (threads[f"{name} {n}"] for n in "12")
+        rows.append([f"{label}, 1 and 2 threads", f"{one:.2f}", f"{two:.2f}", f"{one / two:.2f}"])
     if dask:
         one, two = (dask["seconds"][n] for n in "12")
         rows.append(

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.linalg import blas
 
 import lev
+from lev import backend
+from lev.frame import Frame
 
 from .common import EPSILON, QUICK, interleaved, make_keys
 from .system import write
@@ -35,9 +37,16 @@ def causal_seconds(dim, epsilon):
 
 
 def thread_seconds(rows=20_000 if QUICK else 4_000_000):
-    """Return seconds of lev.scan on one thread and on two."""
-    keys = make_keys(rows, 64, 30)
-    return interleaved({n: lambda n=n: lev.scan(keys, EPSILON, threads=n) for n in (1, 2)}, 1 if QUICK else 5)
+    """Return seconds of lev.scan on one thread and on two, and of the Gram products in it alone: what threads allow."""
+    keys, frame, none = make_keys(rows, 64, 30), Frame(np.zeros(64, np.int64)), np.zeros((64, 64))
+    size = backend.GROUPS[1]
+
+    def products(threads):
+        backend.run(lambda part: frame.grams(*part, size, none), backend.pieces(keys), threads)
+
+    tasks = {f"scan {n}": lambda n=n: lev.scan(keys, EPSILON, threads=n) for n in (1, 2)}
+    tasks |= {f"products {n}": lambda n=n: products(n) for n in (1, 2)}
+    return interleaved(tasks, 1 if QUICK else 5)
 
 
 def dask_seconds(rows):
@@ -111,7 +120,7 @@ class Threads:
 
     def track_speedup_of_two(self):
         seconds = thread_seconds()
-        return seconds[1] / seconds[2]
+        return seconds["scan 1"] / seconds["scan 2"]
 
 
 class Dask:
@@ -126,4 +135,4 @@ class Dask:
 
     def track_speedup_of_two_processes(self):
         seconds = dask_seconds(DASK_ROWS)
-        return seconds[1] / seconds[2]
+        return seconds["scan 1"] / seconds["scan 2"]
