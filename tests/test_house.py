@@ -163,9 +163,7 @@ def test_no_assert_guards_input():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path
 
 
-def test_every_example_runs(tmp_path):
-    examples = sorted((ROOT.parent / "examples").glob("*.py"))
-    assert examples
-    for path in examples:
-        done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs(path, tmp_path):
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
