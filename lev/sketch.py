@@ -30,7 +30,7 @@ from lev.universal import UniversalSet, universal_sets
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
 
-_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 2**22
+_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 3 * 2**20
 
 
 class Sketch(Fed, store.Stored):
