@@ -157,7 +157,7 @@ class Factor:
         Theory: 04, sound filters.
         """
         fewest, most = backend.GROUPS
-        expected = min(most, int(0.8 * epsilon * self.rows / max(self.rank, 1)))
+        expected = min(most, int(0.9 * epsilon * self.rows / max(self.rank, 1)))
         if expected < fewest:
             return Groups.none(self.rank)
         precision = self.whiten @ self.whiten.T
