@@ -177,6 +177,7 @@ def _spread(axes, values, label):
         axes.plot(median(row), i, "o", color=colour, ms=4)
         axes.annotate(f"{median(row):.3g}", (max(row), i), (5, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set(xscale="log", xlabel=label, ylim=(len(values) - 0.5, -0.5), yticks=[])
+    axes.xaxis.set_minor_formatter("")
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.15)
 
