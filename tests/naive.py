@@ -57,9 +57,7 @@ def blur(keys, query, resolution):
     rows = exact(keys)
     mass = sum(dot(row, query) ** 2 for row in rows)
     size = sum(dot(row, row) for row in rows) * dot(query, query)
-    if not mass:  # a query that no key meets sees rounding alone
-        return float("inf") if size else 0.0
-    return resolution * float(size / mass) ** 0.5
+    return resolution * float(size / mass) ** 0.5 if mass else 0.0
 
 
 def rank(keys):

@@ -14,6 +14,7 @@ import lev
 
 ROOT = Path(lev.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
+EXAMPLES = sorted((ROOT.parent / "examples").glob("*.py"))
 LAYERS = [
     {"bounds", "checks", "rows", "readers", "cpu"},
     {"gpu", "whitening"},
@@ -163,7 +164,11 @@ def test_no_assert_guards_input():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT.parent / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_there_are_examples():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(path, tmp_path):
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -24,8 +24,9 @@ def grams(rows, factors, starts, fresh, scale, chain, out):
     No product passes through more than ``chain`` additions before the sum so far is added up.
     """
     heads, dim = scale.shape
-    x, norms, part, whole = np.zeros((CHUNK, padded(dim))), np.empty(CHUNK), tiles(dim), tiles(dim)
+    x, norms, part = np.zeros((CHUNK, padded(dim))), np.empty(CHUNK), tiles(dim)
     for head in range(heads):
+        whole = tiles(dim)
         for first in range(starts[head], starts[head + 1], chain):
             last = min(first + chain, starts[head + 1])
             for start in range(first, last, CHUNK):

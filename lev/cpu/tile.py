@@ -136,51 +136,51 @@ def padded(dim):
 
 
 @numba.njit(cache=True, nogil=True)
-def tiles(dim):
-    """Return zeros for the upper triangle of a matrix of ``dim`` rows, tile after tile: less than half of it, in a row.
+def tops(dim):
+    """Return the first row, in :func:`tiles`, of the tiles that hold each column, and the row behind the last."""
+    step, out = WIDE * LANES, np.zeros(dim + 1, np.int64)
+    for j in range(1, dim + 1):
+        reach = min((j - 1) // step * step + step, dim)  # of the diagonal in these tiles
+        ends = j % step == 0 or j == dim
+        out[j] = out[j - 1] + ((reach + HIGH - 1) // HIGH * HIGH if ends else 0)
+    return out
 
-    What a tile holds below the diagonal, or beyond the matrix, has no meaning.
+
+@numba.njit(cache=True, nogil=True)
+def tiles(dim):
+    """Return zeros for the upper triangle of a matrix of ``dim`` rows: tiles one after the other, half a square.
+
+    Below the diagonal, and beyond the matrix, they get parts of no meaning.
     """
-    step, count = WIDE * LANES, 0
-    for j in range(0, dim, step):
-        count += (min(j + step, dim) + HIGH - 1) // HIGH
-    return np.zeros((count * HIGH, step))
+    return np.zeros((tops(dim)[dim], WIDE * LANES))
 
 
 @numba.njit(cache=True, nogil=True)
 def add_gram(x, m, dim, out):
     """Add the Gram matrix of the first m >= 1 rows and ``dim`` columns of x, ``padded`` of them, to the ``tiles``."""
-    place, step = 0, WIDE * LANES
+    row, step = 0, WIDE * LANES
     for j in range(0, dim, step):
         for i in range(0, min(j + step, dim), HIGH):
-            _add_product(x.T, 0, m, x, i, j, out, place, 0)
-            place += HIGH
+            _add_product(x.T, 0, m, x, i, j, out, row, 0)
+            row += HIGH
 
 
 @numba.njit(cache=True, nogil=True)
 def to_tiles(matrix, out):
     """Write the upper triangle of a square matrix into ``out``, the ``tiles``."""
-    place, step, dim = 0, WIDE * LANES, len(matrix)
-    for j in range(0, dim, step):
-        for i in range(0, min(j + step, dim), HIGH):
-            for h in range(min(HIGH, dim - i)):
-                for k in range(max(0, i + h - j), min(step, dim - j)):
-                    out[place + h, k] = matrix[i + h, j + k]
-            place += HIGH
+    top = tops(len(matrix))
+    for j in range(len(matrix)):
+        for i in range(j + 1):
+            out[top[j] + i, j % (WIDE * LANES)] = matrix[i, j]
 
 
 @numba.njit(cache=True, nogil=True)
 def from_tiles(found, out):
-    """Move the upper triangle that the ``tiles`` hold to both sides of ``out``, and leave them zero."""
-    place, step, dim = 0, WIDE * LANES, len(out)
-    for j in range(0, dim, step):
-        for i in range(0, min(j + step, dim), HIGH):
-            for h in range(HIGH):
-                for k in range(step):
-                    if i + h <= j + k < dim:
-                        out[i + h, j + k] = out[j + k, i + h] = found[place + h, k]
-                    found[place + h, k] = 0.0
-            place += HIGH
+    """Write the upper triangle that the ``tiles`` hold to both sides of ``out``."""
+    top = tops(len(out))
+    for j in range(len(out)):
+        for i in range(j + 1):
+            out[i, j] = out[j, i] = found[top[j] + i, j % (WIDE * LANES)]
 
 
 @numba.njit(cache=True, nogil=True)
