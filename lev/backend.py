@@ -6,6 +6,7 @@ nothing behind this door knows of torch or DLPack.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -192,9 +193,17 @@ def pieces(
     rows: np.ndarray, factors: np.ndarray | None = None, size: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Return ``rows`` and their factors as views of at most ``size`` rows, by default those of a task; at least one."""
-    if size is None:  # so few at least that cores can share them: an eighth, in whole groups
-        size = min(TASK, max(PIECE, slices(len(rows), 8 * GROUPS[1])[-1].stop // 8))
-    return [(rows[part], None if factors is None else factors[part]) for part in slices(len(rows), size)]
+    parts = tapered(len(rows)) if size is None else slices(len(rows), size)
+    return [(rows[part], None if factors is None else factors[part]) for part in parts]
+
+
+def tapered(count: int) -> list[slice]:
+    """Return ``count`` places in slices of whole groups, at least one: ever shorter, so that no core waits long."""
+    ends = [0]
+    while len(ends) == 1 or ends[-1] < count:
+        fair = (count - ends[-1]) // 4 // GROUPS[1] * GROUPS[1]
+        ends.append(min(count, ends[-1] + min(TASK, max(PIECE, fair))))
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def slices(count: int, size: int) -> list[slice]:

@@ -77,6 +77,9 @@ class Candidates:
             now, rows = now._sifted(rows)
             if not len(rows):
                 return now
+        if now._few(len(rows)):
+            form, judge = now.form.grown(rows.keys, now.judge, now.factors(rows.ids))
+            return replace(now, form=form, judge=judge).keep(rows, rows.upper)
         now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
         judge = now.judge
         if upper is None or judge is None:
@@ -89,6 +92,10 @@ class Candidates:
         if crowded or (stale and now.retained <= _STANDING * now.form.rows):
             return now.pruned()
         return now._judged() if stale or 2 * (now.retained - self.retained) > len(rows) else now
+
+    def _few(self, more: int) -> bool:
+        """Say whether, with some more, there are no more rows than may be kept anyway: to score them can wait."""
+        return self.weighting.plain and self.seen + more <= self.most()
 
     def moved(self, epoch: int) -> Candidates:
         """Return the same candidates in units of a later epoch.  Exact, but that what underflows is gone."""
@@ -149,9 +156,14 @@ class Candidates:
         return weights
 
     def keep(self, rows: Rows, upper: np.ndarray) -> Candidates:
-        """Return the candidates with those of the rows that may reach epsilon."""
-        some, dropped = self._chosen(rows, rows.lower, upper)
-        return replace(self, kept=(*self.kept, some), dropped=max(self.dropped, dropped))
+        """Return the candidates with those of the rows that may reach epsilon, copied."""
+
+        def chosen(part: slice) -> tuple[Rows, float]:
+            return self._chosen(rows.take(part), rows.lower[part], upper[part])
+
+        found, dropped = zip(*backend.run(chosen, backend.slices(len(rows), backend.TASK)), strict=True)
+        kept = tuple(some for some in (*self.kept, *found) if len(some)) or found[-1:]
+        return replace(self, kept=kept, dropped=max(self.dropped, *dropped))
 
     def _chosen(self, rows: Rows, lower: np.ndarray, upper: np.ndarray) -> tuple[Rows, float]:
         """Return the rows that may reach epsilon, and the largest bound of the others."""
@@ -187,8 +199,13 @@ class Candidates:
         now = replace(self._judged(), current=True)
 
         def judged(rows: Rows) -> tuple[Rows, float]:
-            lower, upper = now._bracket(rows, now.factor)
-            return now._chosen(rows, lower, np.minimum(upper, rows.upper))
+            some, dropped = rows, 0.0
+            if self.weighting.p == 2 and now.factor.single(rows.keys.dtype):  # cheaper for those it can place
+                upper = now.form.odds(rows.keys, now.factors(rows.ids), now.factor.piece_odds)
+                some, dropped = now._chosen(rows, rows.lower, np.minimum(upper, rows.upper))
+            lower, upper = now._bracket(some, now.factor)
+            some, most = now._chosen(some, lower, np.minimum(upper, some.upper))
+            return some, max(dropped, most)
 
         found, dropped = zip(*backend.run(judged, self.kept), strict=True)
         kept = concatenate([rows for rows in found if len(rows)] or [found[-1]])

@@ -126,11 +126,16 @@ class Factor:
         return self.lower.astype(np.float32), growth * (1 + bounds.SHARE), rounding, others * 2 * least**2
 
     def single(self, dtype: np.dtype) -> bool:
-        """Say whether rows of ``dtype`` may be multiplied in float32: rounding is to stay small beside the mean score.
+        """Say whether rows of ``dtype`` may be multiplied in float32."""
+        return dtype == np.float32 and self._narrow
+
+    @cached_property
+    def _narrow(self) -> bool:
+        """Whether rounding to float32 stays small beside the mean score.
 
         Nothing may leave its range, so sizes are held to a power of two of 60; what underflows all the same is charged.
         """
-        if dtype != np.float32 or self.frame.triangle is not None or not self.rank:
+        if self.frame.triangle is not None or not self.rank:
             return False
         powers = *self.frame.exponents, *np.frexp(np.linalg.norm(self.whiten))[1:]
         blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.energy * np.square(self.whiten).sum()
@@ -234,10 +239,15 @@ class Groups:
         return cls(backend.GROUPS[1], np.zeros((rank, rank)), 1.0, math.inf)
 
     def __call__(self, totals: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        """Return the bound of each row, (m,), from what :meth:`Frame.grams` says and the larger squared norms."""
+        """Return the bound of each group from what :meth:`Frame.grams` says and the larger squared norms."""
         chain = backend.GROUPS[1]
         sums = np.repeat(np.add.reduceat(norms, np.arange(0, len(norms), chain)), chain // self.size)[: len(totals)]
-        return np.repeat(self.own * totals + self.rounding * sums, self.size)[: len(norms)]
+        return self.own * totals + self.rounding * sums
+
+    def rows(self, which: np.ndarray, count: int) -> np.ndarray:
+        """Return the places, among ``count`` rows, of those in some groups."""
+        places = (which[:, None] * self.size + np.arange(self.size)).ravel()
+        return places[places < count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,22 +301,23 @@ class Screen:
         self, rows: np.ndarray, factors: np.ndarray | None, totals: np.ndarray, norms: np.ndarray
     ) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors, and what :meth:`Frame.grams` says."""
-        return scores_of(self.closer(self.groups(totals, norms), rows, factors))
+        odds = self.groups(totals, norms)
+        upper = np.repeat(scores_of(odds), self.groups.size)[: len(rows)]
+        open_ = np.flatnonzero(~(odds < bounds.odds_below(self.epsilon)))
+        if len(open_):
+            some = slice(None) if len(open_) == len(odds) else self.groups.rows(open_, len(rows))
+            upper[some] = scores_of(self.alone(rows[some], None if factors is None else factors[some]))
+        return upper
 
     def alone(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        """Return bounds on the odds, (m,), of rows of which nothing is known."""
-        return self.closer(np.full(len(rows), np.inf), rows, factors)
-
-    def closer(self, odds: np.ndarray, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        """Return bounds on the odds, (m,), that are closer than ``odds`` where those may reach epsilon."""
-        limit = bounds.odds_below(self.epsilon)
+        """Return bounds on the odds, (m,), of rows of which nothing is known: close where they may reach epsilon."""
+        odds, limit = np.full(len(rows), np.inf), bounds.odds_below(self.epsilon)
         for bound in self.bounds:
             open_ = np.flatnonzero(~(odds < limit))
             if not len(open_):
                 break
             some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
-            scales = None if factors is None else factors[some]
-            odds[some] = np.fmin(bound(rows[some], scales), odds[some])
+            odds[some] = np.fmin(bound(rows[some], None if factors is None else factors[some]), odds[some])
         return odds
 
 

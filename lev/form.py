@@ -170,18 +170,19 @@ class Form:
         """
         if judge is None or self.rank == 0:
             return rule(np.where(self._some(block), np.inf, 0.0))
-        bound = bound or judge.piece_odds
+        pieces = backend.pieces(block, factors)
+        return np.concatenate(backend.run(lambda piece: rule(self.odds(*piece, bound or judge.piece_odds)), pieces))
 
-        def of(part: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-            with np.errstate(over="ignore", invalid="ignore"):
-                odds = bound(*part)
-                if self.frame.triangle is not None:
-                    odds[self._turned(self.frame.widen(*part)[0])[1]] = np.inf
-            tiny = odds < bounds.SMALLEST_ODDS
-            odds[tiny] = np.where(self._some(part[0][tiny]), bounds.SMALLEST_ODDS, 0.0)
-            return rule(odds)
-
-        return np.concatenate(backend.run(of, backend.pieces(block, factors)))
+    def odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound) -> np.ndarray:
+        """Return what :meth:`weigh` says of rows, (m,), here and now."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            odds = bound(rows, factors)
+            if self.frame.triangle is not None:
+                odds[self._turned(self.frame.widen(rows, factors)[0])[1]] = np.inf
+        tiny = np.flatnonzero(odds < bounds.SMALLEST_ODDS)
+        if len(tiny):
+            odds[tiny] = np.where(self._some(rows[tiny]), bounds.SMALLEST_ODDS, 0.0)
+        return odds
 
     def _some(self, rows: np.ndarray) -> np.ndarray:
         """Say which rows are more than zeros; with the constant of an intercept all are."""

@@ -85,7 +85,7 @@ def heavy_hitters(
     Cost: (r + number of kept rows) d a query.
     """
     p, rows = stream.weighting.p, stream.kept[0]
-    exact = p == 2 and stream.weighting.sample == 1
+    exact = stream.weighting.plain
     if exact:
         rows = rows.take(rows.upper >= epsilon)
     rows = rows.take(np.argsort(rows.ids))

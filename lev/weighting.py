@@ -31,6 +31,11 @@ class Weighting:
     decay: float = 1.0
     sample: float = 1.0  # the share of the rows that enter; below 1 only for p = 2
 
+    @property
+    def plain(self) -> bool:
+        """Whether every row enters, with no weight of its own."""
+        return self.p == 2 and self.sample == 1
+
     @cached_property
     def _step(self) -> int:
         """How much the exponent of a row's scale rises with each id, in units of 2^-64."""

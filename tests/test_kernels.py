@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lev import backend
 from lev.cpu import rows as kernels
+
+
+@given(st.integers(0, 10 * backend.TASK))
+def test_tapered_slices_hold_every_place_once_in_whole_groups(count):
+    parts = backend.tapered(count)
+    assert [place for part in parts for place in range(count)[part]] == list(range(count))
+    assert all(part.start % backend.GROUPS[1] == 0 and part.stop - part.start <= backend.TASK for part in parts)
 
 
 @settings(max_examples=60)

@@ -94,10 +94,10 @@ def groups(rng: np.random.Generator, kind: type) -> float:
     _, y_norms, totals = Frame(np.zeros(3, np.int64)).grams(y, None, bound.size, bound.precision)
     norms = np.maximum(norms, y_norms)
     odds, upper, worst = [exact.against(seen, row) for row in rows], bound(totals, norms), 0.0
-    for start in range(0, len(rows), bound.size):
-        total = sum(odds[start : start + bound.size])
-        assert total <= Fraction(float(upper[start]))
-        worst = max(worst, float(Fraction(float(upper[start])) / total - 1))
+    for group, end in enumerate(upper):
+        total = sum(odds[group * bound.size : (group + 1) * bound.size])
+        assert total <= Fraction(float(end))
+        worst = max(worst, float(Fraction(float(end)) / total - 1))
     return worst
 
 
