@@ -225,6 +225,13 @@ def alone() -> AbstractContextManager[None]:
     return threads.alone()
 
 
+def scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Return float64 room of a shape that is this thread's until it asks again."""
+    from lev.cpu import threads
+
+    return threads.scratch(shape)
+
+
 def run(task: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> list[Result]:
     """Return ``[task(part) for part in parts]`` on all cores or ``threads``, one BLAS thread in each."""
     from lev.cpu import threads as pool

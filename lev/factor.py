@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from lev import backend, bounds
+from lev import backend, bounds, rounding
 from lev.frame import Frame
 
 _HUGE = 1e300  # finite, so that a score of zero stays zero
@@ -107,9 +106,9 @@ class Factor:
     def piece_odds(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return what :meth:`odds` returns, computed here and now."""
         if self.single(rows.dtype):
-            lower, growth, rounding, least = self._single_lower
+            lower, own, others, least = self._single_lower
             squares, norms = self.frame.scores(rows, factors, lower)
-            upper = growth * squares + rounding * norms + least * (norms > 0)
+            upper = own * squares + others * norms + least * (norms > 0)
         else:
             squares, norms = self._squares(rows, factors)
             upper = proved_ends(np.sqrt(squares), self.reach * np.sqrt(norms), self.slack)[1]
@@ -117,13 +116,10 @@ class Factor:
 
     @cached_property
     def _single_lower(self) -> tuple[np.ndarray, float, float, float]:
-        """L in float32, and the factors of |x L|^2, of |x|^2 and of 1 in the bound that it gives.  Theory: 04 (b)."""
-        size, unit = float(np.linalg.norm(self.lower)), bounds.single_error(self.rank)
-        least = bounds.underflow(self.rank, tensor=True) * (math.sqrt(self.rank) + size)
-        growth = self.growth * (1 + unit)
-        others = growth * (1 + 1 / bounds.SHARE)
-        rounding = others * 2 * (unit * size + self.reach) ** 2
-        return self.lower.astype(np.float32), growth * (1 + bounds.SHARE), rounding, others * 2 * least**2
+        """L in float32, and :func:`rounding.screen_terms` of it."""
+        inverse = float(np.square(self.lower).sum())
+        terms = rounding.screen_terms(self.rank, inverse, self.reach, self.slack, single=True)
+        return self.lower.astype(np.float32), *terms
 
     def single(self, dtype: np.dtype) -> bool:
         """Say whether rows of ``dtype`` may be multiplied in float32."""
@@ -131,20 +127,14 @@ class Factor:
 
     @cached_property
     def _narrow(self) -> bool:
-        """Whether rounding to float32 stays small beside the mean score.
-
-        Nothing may leave its range, so sizes are held to a power of two of 60; what underflows all the same is charged.
-        """
         if self.frame.triangle is not None or not self.rank:
             return False
-        powers = *self.frame.exponents, *np.frexp(np.linalg.norm(self.whiten))[1:]
-        blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * self.energy * np.square(self.whiten).sum()
-        return bool(np.abs(powers).max() <= 60 and blur <= bounds.SINGLE_BLUR * self.rank)
+        return bool(rounding.narrow(self.frame.exponents, self.energy, np.square(self.whiten).sum()))
 
     @property
     def growth(self) -> float:
         """What the margin of the form may add to a score, as a factor."""
-        return _growth(self.slack)
+        return rounding.growth(self.slack)
 
     def screen(self, epsilon: float) -> Screen:
         """Return upper bounds on the scores of rows to come whose Gram matrices are taken anyway."""
@@ -330,8 +320,6 @@ def scores_of(odds: np.ndarray) -> np.ndarray:
 def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper) of squares of ``roots`` that are off by ``pads``, in a form that is off by ``slack``."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.maximum(roots - pads, 0) ** 2 * np.maximum(0.0, 1 - slack), (roots + pads) ** 2 * _growth(slack)
-
-
-def _growth(slack: Any) -> Any:
-    return 1 / np.fmax(1 - slack, 1 / _HUGE)
+        return np.maximum(roots - pads, 0) ** 2 * np.maximum(0.0, 1 - slack), (roots + pads) ** 2 * rounding.growth(
+            slack
+        )

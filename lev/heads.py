@@ -102,7 +102,8 @@ class _Grown:
     gram: np.ndarray  # (heads, D, D)
     tail: np.ndarray  # (heads, D)
     limit: np.ndarray  # (heads,)
-    whiten: np.ndarray  # W, (heads, D, D): the score of a row x in the frame is ||x W||^2
+    whiten: np.ndarray  # W, (heads, D, D): the score of a row x in the frame is ||x W||^2; scratch of this thread
+    inverse: np.ndarray  # (heads,), ||W||_F^2
     reach: np.ndarray  # (heads,), the rounding of ||x W|| for a row of unit norm
     slack: np.ndarray  # (heads,), and of the form
     accurate: np.ndarray  # (heads,) bool: whether the head can be relied on
@@ -117,14 +118,14 @@ class _Grown:
         turns, inherited, limit = np.array([(form.turns, form.inherited, form.limit) for form in forms]).T
         sums, limit = [form.sums + _sums(m) for form in forms], np.minimum(limit, bounds.margin(block.rows.keys.dtype))
         scale, gram, energy, healthy = _added(forms, block, factors)
-        whiten, inverse = np.empty_like(gram), np.empty(len(forms))
+        whiten, inverse = backend.scratch(gram.shape), np.empty(len(forms))
         backend.block_kernels().whiteners(gram, whiten, inverse)
         tail = np.hypot([form.tail for form in forms], np.sqrt(energy))
         size = np.einsum("hii->h", gram)
         reach, slack = rounding.of_plain_factors(turns, inherited, np.array(sums), tail, size, inverse)
         accurate = healthy & (slack - inherited <= limit)
         reach, slack = np.where(accurate, (reach, slack), 0)
-        return cls(forms, m, scale, gram, tail, limit, whiten, reach, slack, accurate)
+        return cls(forms, m, scale, gram, tail, limit, whiten, inverse, reach, slack, accurate)
 
     def squares(self, part: Ragged, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||x W||^2 and ||x||^2 of rows of these heads, each times its factor, (n,) each."""
@@ -138,8 +139,26 @@ class _Grown:
         pads = self.reach[part.owners] * np.sqrt(norms)
         return proved_ends(np.sqrt(squares), pads, self.slack[part.owners])
 
+    def screened(self, part: Ragged, factors: np.ndarray | None, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return bounds on the scores of rows, (n,), and each head's largest below epsilon.
+
+        They come from products in float32 where that will do.  Theory: 04, sound filters.
+        """
+        rows, factors = for_kernels(part.rows.keys, factors)
+        energy, exponents = np.einsum("hii->h", self.gram), np.frexp(self.scale)[1]
+        narrow = rounding.narrow(exponents, energy, self.inverse) | ~self.accurate
+        single = rows.dtype == np.float32 and bool(narrow.all())
+        terms = rounding.screen_terms(exponents.shape[1], self.inverse, self.reach, self.slack, single)
+        upper, most = np.empty(len(rows)), np.empty(part.heads)
+        given = self.scale, self.whiten, np.float32 if single else np.float64, np.array(terms), epsilon
+        backend.block_kernels().screen(rows, factors, part.starts, *given, upper, most)
+        return upper, most
+
     def stay(self, part: Ragged, stream: Candidates, dropped: np.ndarray) -> Ragged:
         """Return those rows of these heads that may reach epsilon, and raise ``dropped`` (heads,) by the others."""
+        upper, most = self.screened(part, stream.factors(part.rows.ids), stream.epsilon)
+        np.maximum(dropped, most, out=dropped)
+        part = part.take(np.flatnonzero(upper >= stream.epsilon))
         lower, upper = self.ends(part, *self.squares(part, stream.factors(part.rows.ids)))
         lower, upper = np.minimum(lower, 1), np.minimum(upper, part.rows.upper)
         judged = replace(part, rows=replace(part.rows, lower=lower, upper=upper))

@@ -75,6 +75,35 @@ def of_plain_factors(
     return once, inherited + root_margin(dim, sums, size, inverse) + each
 
 
+def narrow(exponents: np.ndarray, energy: Any, inverse: Any) -> Any:
+    """Say of forms of full rank whether products in float32 are close enough: small beside the mean score.
+
+    ``exponents`` (..., D) are those of their frames, ``energy`` and ``inverse`` the traces of their Gram matrices and
+    of the inverses.  Nothing may leave its range: sizes are held to a power of two of 60, what underflows is charged.
+    """
+    inside = (np.abs(exponents).max(axis=-1) <= 60) & (np.abs(np.log2(inverse)) <= 120)
+    blur = bounds.UNIT_SINGLE**2 / bounds.SHARE * energy * inverse
+    return inside & (blur <= bounds.SINGLE_BLUR * exponents.shape[-1])
+
+
+def screen_terms(dim: int, inverse: Any, reach: Any, slack: Any, single: bool) -> tuple[Any, Any, Any]:
+    """Return (own, others, least): own |x L|^2 + others |x|^2 + least bounds the score of a row x other than zero.
+
+    L is a triangle of squared Frobenius norm ``inverse``, the products with it are taken in float32 if ``single``;
+    ``reach`` and ``slack`` are the factor's.  Theory: 04, sound filters.
+    """
+    unit, size = bounds.single_error(dim) if single else 0.0, np.sqrt(inverse)
+    least = bounds.underflow(dim, tensor=True) * (math.sqrt(dim) + size) if single else 0 * size
+    grown = growth(slack) * (1 + unit)
+    others = grown * (1 + 1 / bounds.SHARE) * 2
+    return grown * (1 + bounds.SHARE), others * (unit * size + reach) ** 2, others * least**2
+
+
+def growth(slack: Any) -> Any:
+    """Return what a relative margin of a form may add to a score, as a factor."""
+    return 1 / np.fmax(1 - slack, 1e-300)
+
+
 def _spectral(matrix: np.ndarray) -> float:
     """Return a bound on the spectral norm of a matrix that is nowhere negative."""
     product = float(matrix.sum(axis=0).max()) * float(matrix.sum(axis=1).max())

@@ -30,6 +30,10 @@ def blocks(draw, most_rows=30):
 @given(st.data())
 def test_each_head_misses_nothing(data):
     keys, epsilon = data.draw(blocks()), data.draw(EPSILONS)
+    with np.errstate(over="ignore"):
+        narrow = keys.astype(np.float32)
+    if data.draw(st.booleans()) and np.isfinite(narrow).all():  # filtered by products in float32
+        keys = narrow
     sketch = lev.Sketch(keys.shape[2], epsilon, heads=(len(keys),))
     for first, last in itertools.pairwise(data.draw(cuts(keys.shape[1]))):
         sketch.update(keys[:, first:last])

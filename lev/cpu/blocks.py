@@ -133,3 +133,22 @@ def bound(rows, factors, starts, scale, whiten, squares, norms):
     for head in range(len(scale)):
         some = slice(starts[head], starts[head + 1])
         scores(rows[some], factors[some], scale[head], whiten[head], squares[some], norms[some])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def screen(rows, factors, starts, scale, whiten, kind, terms, epsilon, upper, most):
+    """Write own |x W|^2 + others |x|^2 + least of the rows x, 0 for zeros, into ``upper``, as :func:`bound` takes them.
+
+    The products are taken in the precision ``kind``; ``terms``, (3, heads), are own, others and least; ``most`` gets
+    the largest of each head that is below epsilon.
+    """
+    norms, lower = np.empty(len(rows)), np.empty(whiten.shape[1:], kind)
+    for head in range(len(scale)):
+        some, most[head], lower[:] = slice(starts[head], starts[head + 1]), 0.0, whiten[head]
+        scores(rows[some], factors[some], scale[head], lower, upper[some], norms[some])
+        own, others, least = terms[:, head]
+        for i in range(starts[head], starts[head + 1]):
+            found = own * upper[i] + others * norms[i] + (least if norms[i] > 0 else 0.0)
+            upper[i] = found if found < np.inf else np.inf  # what overflowed may be NaN, and must pass
+            if found < epsilon:
+                most[head] = max(most[head], found)

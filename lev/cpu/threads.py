@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import threadpoolctl
 
 Part = TypeVar("Part")
@@ -63,6 +65,14 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _here.alone = before
+
+
+def scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Return float64 room of a shape that is this thread's until it asks again: fresh memory costs page faults."""
+    count = math.prod(shape)
+    if getattr(_here, "room", np.empty(0)).size < count:
+        _here.room = np.empty(count)
+    return _here.room[:count].reshape(shape)
 
 
 def run(task: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> list[Result]:
