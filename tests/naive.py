@@ -3,6 +3,7 @@
 Rows are read as exact rationals, so what it returns is the truth and not another rounding of it.
 """
 
+import functools
 from fractions import Fraction
 
 import numpy as np
@@ -17,10 +18,10 @@ def gram(rows, d):
     return [[sum(row[i] * row[j] for row in rows) for j in range(d)] for i in range(d)]
 
 
-def solve(matrix, right):
-    """Return one x with matrix x = right for a symmetric semi-definite matrix and a right side in its range."""
-    d = len(right)
-    rows = [[*list(line), value] for line, value in zip(matrix, right, strict=True)]
+def solve(matrix, rights):
+    """Return for each right side, in the range of a symmetric semi-definite matrix, one x with matrix x = right."""
+    d = len(matrix)
+    rows = [[*line, *(right[i] for right in rights)] for i, line in enumerate(matrix)]
     pivots = []
     for column in range(d):
         where = next((i for i in range(len(pivots), d) if rows[i][column]), None)
@@ -33,10 +34,11 @@ def solve(matrix, right):
             if i != top and rows[i][column]:
                 rows[i] = [a - rows[i][column] * b for a, b in zip(rows[i], rows[top], strict=True)]
         pivots.append(column)
-    x = [Fraction(0)] * d
+    found = [[Fraction(0)] * d for _ in rights]
     for i, column in enumerate(pivots):
-        x[column] = rows[i][d]
-    return x
+        for x, value in zip(found, rows[i][d:], strict=True):
+            x[column] = value
+    return found
 
 
 def dot(a, b):
@@ -48,16 +50,23 @@ def leverage(keys):
     rows = exact(keys)
     d = np.asarray(keys).shape[1]
     matrix = gram(rows, d)
-    queries = [solve(matrix, row) for row in rows]
+    queries = solve(matrix, rows)
     return [dot(query, row) for query, row in zip(queries, rows, strict=True)], queries
+
+
+@functools.lru_cache(maxsize=16)
+def form(keys, d):
+    """Return K^T K and ||K||_F^2 of a tuple of rows: many queries ask for them."""
+    rows = exact(keys)
+    return gram(rows, d), sum(dot(row, row) for row in rows)
 
 
 def blur(keys, query, resolution):
     """Return resolution ||K||_F ||q|| / ||Kq||: how far below its root a float64 sketch may see a weight of q."""
-    rows = exact(keys)
-    mass = sum(dot(row, query) ** 2 for row in rows)
-    size = sum(dot(row, row) for row in rows) * dot(query, query)
-    return resolution * float(size / mass) ** 0.5 if mass else 0.0
+    query = [value if isinstance(value, Fraction) else Fraction(float(value)) for value in query]
+    matrix, energy = form(tuple(map(tuple, np.asarray(keys).tolist())), len(query))
+    mass = dot(query, [dot(line, query) for line in matrix])
+    return resolution * float(energy * dot(query, query) / mass) ** 0.5 if mass else 0.0
 
 
 def rank(keys):
