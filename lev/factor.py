@@ -253,7 +253,8 @@ class Filter:
     def __call__(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return the bounds, (m,), for rows as they came, times their factors."""
         upper, (x_norms, y_norms) = np.empty(len(rows)), self._norms(rows, factors)
-        for some in backend.slices(len(rows), backend.PIECE):  # what is written and read again stays in cache
+        step = backend.PIECE if self.probe.shape[1] else len(rows)  # what is written and read again stays in cache
+        for some in backend.slices(len(rows), max(1, step)):
             parts = self._parts(rows[some], None if factors is None else factors[some])
             out = parts, y_norms[some], x_norms[some], self.following, self.pad, self.growth, bounds.SHARE, upper[some]
             backend.kernels_of(rows).screen(*out)
@@ -301,13 +302,13 @@ class Screen:
 
     def alone(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return bounds on the odds, (m,), of rows of which nothing is known: close where they may reach epsilon."""
-        odds, limit = np.full(len(rows), np.inf), bounds.odds_below(self.epsilon)
-        for bound in self.bounds:
+        first, *closer = self.bounds
+        odds, limit = first(rows, factors), bounds.odds_below(self.epsilon)
+        for bound in closer:
             open_ = np.flatnonzero(~(odds < limit))
-            if not len(open_):
-                break
-            some = slice(None) if len(open_) == len(rows) else open_  # all of them need no copy
-            odds[some] = np.fmin(bound(rows[some], None if factors is None else factors[some]), odds[some])
+            if len(open_):
+                some = rows[open_], None if factors is None else factors[open_]
+                odds[open_] = np.fmin(bound(*some), odds[open_])
         return odds
 
 

@@ -6,11 +6,11 @@ from .common import QUICK, interleaved
 from .fresh import call, peak_mb
 
 DIM, TOP = 64, 256
-ROWS = [512, 1024] if QUICK else [4096, 16_384, 65_536]
+ROWS = [512] if QUICK else [4096, 16_384, 65_536]
 QUERIES = 64 if QUICK else 1024
 HEADS = 2 if QUICK else 8
-SWEEP = [128, 256, 512] if QUICK else [256, 512, 1024, 2048, 4096, 8192]
-SIZES = (16, 32) if QUICK else (64, 256)
+SWEEP = [128, 256] if QUICK else [256, 512, 1024, 2048, 4096, 8192]
+SIZES = (16,) if QUICK else (64, 256)
 
 
 def make_tensors(n, m, heads, seed=0):
