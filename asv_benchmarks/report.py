@@ -27,18 +27,24 @@ def stream_row(shape, condition):
 
 
 def other_rows():
-    """Return the seconds of lev and of the Gram product for other powers and for many heads."""
+    """Return the seconds of lev and of the Gram product near the threshold, for other powers and for many heads."""
     found = []
+    for n, d in common.SHAPES:
+        found.append(other_row(f"epsilon = 2 d / n, {n:,} x {d}", (n, d), 5, epsilon=2 * d / n))
     for p in (1, 3, 4):
-        keys = common.make_keys(*common.SHAPES[0], 30)
-        tasks = {"lev": lambda keys=keys, p=p: streamed(keys, p=p), "gram": lambda keys=keys: common.gram(keys)}
-        what = f"p = {p}, {keys.shape[0]:,} x {keys.shape[1]}"
-        found.append({"what": what, "seconds": common.interleaved(tasks, min(3, common.REPEATS))})
+        n, d = common.SHAPES[0]
+        found.append(other_row(f"p = {p}, {n:,} x {d}", (n, d), 3, p=p))
     for shape in common.HEADS:
         what = f"{shape[0]} heads of {shape[1]:,} x {shape[2]}"
         for name, task in head_tasks(common.make_heads(*shape)).items():
             found.append({"what": f"{what}, {name}", "seconds": common.interleaved(task, min(5, common.REPEATS))})
     return found
+
+
+def other_row(what, shape, repeats, **arguments):
+    keys = common.make_keys(*shape, 30)
+    tasks = {"lev": lambda: streamed(keys, **arguments), "gram": lambda: common.gram(keys)}
+    return {"what": what, "seconds": common.interleaved(tasks, min(repeats, common.REPEATS))}
 
 
 def head_tasks(keys):

@@ -133,6 +133,29 @@ def test_nothing_is_missed_by_either_protocol(data, rounds):
     assert_universal(merged[0].universal_set(), keys, merged[0])
 
 
+def test_sketches_on_a_device_are_merged_and_stay_there(tmp_path):
+    body = """
+    import torch
+    from lev.device import DeviceSketch
+    block = torch.from_numpy(np.stack([keys, keys[:, ::-1] ** 3]).astype(np.float32))
+    mine = DeviceSketch(8, 0.01, heads=(2,), start=first).update(block[:, first:last])
+    whole = cluster.all_merge(mine, rounds=2, timeout=60)
+    more = whole.update(torch.zeros(2, 1, 8)).universal_set()
+    none = "merged"
+    try:
+        cluster.all_merge(mine if rank else DeviceSketch(8, 0.01, heads=(2,)), timeout=60)
+    except ValueError as error:
+        none = str(error)
+    print(json.dumps([[u.indices.tolist() for u in more], whole.count, mine.count, type(more[0].keys).__name__, none]))
+    """
+    found = ranks_run(tmp_path, body)
+    wanted = [lev.universal_set(part.astype(np.float32), 0.01).indices.tolist() for part in (KEYS, KEYS[:, ::-1] ** 3)]
+    assert [answer[0] for answer in found] == [wanted] * 3
+    assert [answer[1:4] for answer in found] == [[6001, 2000, "Tensor"]] * 3
+    assert "must have been given keys" in found[0][4]
+    assert [answer[4] for answer in found[1:]] == ["merged"] * 2
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_peer_that_is_gone_is_an_error_not_a_wait(tmp_path, rounds):
     found = ranks_run(

@@ -7,15 +7,18 @@ Theory: 03, one pass and merging.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lev import store
+from lev.device import DeviceSketch
 from lev.sketch import Sketch, merge
 
+Kind = TypeVar("Kind", Sketch, DeviceSketch)
 
-def all_merge(sketch: Sketch, group: Any = None, *, timeout: float | None = None, rounds: int = 1) -> Sketch:
+
+def all_merge(sketch: Kind, group: Any = None, *, timeout: float | None = None, rounds: int = 1) -> Kind:
     """Return on every rank of ``group`` the sketch of the rows of all ranks, the same bits on each.
 
     Called by every rank with a sketch of its own rows, all of one kind; give each its own ``start``.  With s
@@ -28,9 +31,13 @@ def all_merge(sketch: Sketch, group: Any = None, *, timeout: float | None = None
 
     ``timeout`` (seconds, by default that of the group) bounds each exchange: a peer that is late or dead makes
     every other rank raise RuntimeError (torch.distributed.DistError) instead of waiting for ever.
-    Guarantee: that of :func:`lev.merge`; ``sketch`` stays as it is.  Works on gloo (CPU) and nccl (GPU) groups.
+    Guarantee: that of :func:`lev.merge`; ``sketch`` stays as it is.  Works on gloo (CPU) and nccl (GPU) groups.  A
+    :class:`lev.device.DeviceSketch` travels as its twin on the CPU and comes back to the device of its keys; a rank
+    to which no key came cannot know that device, and raises.
     Raises TypeError and ValueError as :meth:`lev.Sketch.merge` does, on every rank.
     """
+    if isinstance(sketch, DeviceSketch):
+        return sketch.holding(all_merge(sketch.to_host(), group, timeout=timeout, rounds=rounds))
     if not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch; got {type(sketch).__name__}")
     if rounds not in (1, 2):
