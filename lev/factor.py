@@ -321,6 +321,5 @@ def scores_of(odds: np.ndarray) -> np.ndarray:
 def proved_ends(roots: np.ndarray, pads: np.ndarray, slack: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper) of squares of ``roots`` that are off by ``pads``, in a form that is off by ``slack``."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.maximum(roots - pads, 0) ** 2 * np.maximum(0.0, 1 - slack), (roots + pads) ** 2 * rounding.growth(
-            slack
-        )
+        lower = np.maximum(roots - pads, 0) ** 2 * np.maximum(0.0, 1 - slack)
+        return lower, (roots + pads) ** 2 * rounding.growth(slack)

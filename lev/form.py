@@ -252,16 +252,25 @@ class Form:
         if not (self.rank and other.rank):
             return replace(self if self.rank else other, rows=rows, limit=limit)
         turns, excuse = max(self.turns, other.turns), max(self.excuse, other.excuse)
-        tail = np.hypot(self.tail, other.tail)
-        both = replace(self, rows=rows, limit=limit, tail=tail, turns=turns, excuse=excuse)
-        plain = self.frame.triangle is None and other.frame.triangle is None
-        if plain and np.array_equal(self.frame.exponents, other.frame.exponents):
+        both = replace(self, rows=rows, limit=limit, turns=turns, excuse=excuse)
+        if self.frame.triangle is None and other.frame.triangle is None:
+            exponents = np.maximum(self.frame.exponents, other.frame.exponents)
+            mine, theirs = self._in_units(exponents), other._in_units(exponents)
+            gram, tail = mine.gram + theirs.gram, np.hypot(mine.tail, theirs.tail)
             inherited, sums = max(self.inherited, other.inherited), self.sums + other.sums + 1
-            summed = replace(both, gram=self.gram + other.gram, sums=sums, inherited=inherited)
+            summed = replace(both, frame=mine.frame, gram=gram, tail=tail, sums=sums, inherited=inherited)
             if summed.margin() <= limit:
                 return summed
         both = replace(both, inherited=max(self._bequest(), other._bequest()))
         return both._reframed([self._stacked(), other._stacked()])
+
+    def _in_units(self, exponents: np.ndarray) -> Form:
+        """Return the form, in an identity frame, with columns in larger powers of two.  Exact, or far below the sum."""
+        shift = self.frame.exponents - exponents
+        if not shift.any():
+            return self
+        gram, tail = np.ldexp(self.gram, shift[:, None] + shift), np.ldexp(self.tail, shift)
+        return replace(self, frame=Frame(exponents), gram=gram, tail=tail)
 
     def _stepwise(self, block: np.ndarray, order: np.ndarray, factors: np.ndarray | None, step: int) -> Form:
         """Return the form with ``block`` added: the ``step`` rows that are first in ``order`` make a new frame."""

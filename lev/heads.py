@@ -66,9 +66,9 @@ def _judged(keys: np.ndarray, rule: Callable[..., np.ndarray]) -> tuple[np.ndarr
 
 
 def _parts(keys: np.ndarray) -> list[slice]:
-    """Return which of the heads of (m, heads, d) keys make a batch."""
-    step = max(1, _BATCH // max(1, len(keys) * keys.shape[2]))
-    return backend.slices(keys.shape[1], step)
+    """Return which of the heads of (m, heads, d) keys make a batch: rows and matrices of it are to stay in cache."""
+    m, heads, d = keys.shape
+    return backend.slices(heads, max(1, _BATCH // (max(m, d) * d)))
 
 
 @_QUIET

@@ -106,7 +106,8 @@ def scan(
     parts = parts_of(source, tensor=tensor, head=head, dim=dim)
     if len(parts) == 1 and threads != 1:
         return parts[0].sketch(epsilon, **arguments)
-    return merge(backend.run(lambda part: part.sketch(epsilon, **arguments), parts, threads))
+    # settled where it was made, so that what is left to merge is little
+    return merge(backend.run(lambda part: part.sketch(epsilon, **arguments)._settle(), parts, threads))
 
 
 def _spans(rows: int, dim: int) -> list[tuple[int, int]]:

@@ -348,10 +348,11 @@ class Sketch(Fed, store.Stored):
         """
         self._check_mergeable(other)
         draft, theirs = self.copy(), other._settle()
-        draft._flush()
         draft.epsilon = max(self.epsilon, other.epsilon)
-        pairs = zip(draft._streams, theirs._streams, strict=True)
-        draft._streams = [mine.merge(their, draft.epsilon) for mine, their in pairs]
+        with backend.single_blas():
+            draft._flush()
+            pairs = zip(draft._streams, theirs._streams, strict=True)
+            draft._streams = [mine.merge(their, draft.epsilon) for mine, their in pairs]
         draft._masked = self._masked + other._masked
         draft._ids = self._ids.merge(other._ids) if other.count else self._ids
         draft._settled = None
