@@ -34,7 +34,7 @@ def prefix_scores(keys):
     scores, matrix = [], naive.gram([], d)
     for j, row in enumerate(rows):
         matrix = [[matrix[a][b] + row[a] * row[b] for b in range(d)] for a in range(d)]
-        query = naive.solve(matrix, row)
+        query = naive.solve(matrix, [row])[0]
         scores.append(seen(keys[: j + 1], naive.dot(query, row), query))
     return np.array(scores)
 
