@@ -299,35 +299,30 @@ class DeviceSketch:
 
     @classmethod
     def of(cls, sketch: Sketch, like: Any, *, fast: bool = False) -> DeviceSketch:
-        """Return a sketch of the CPU on the device, and for keys of the family and dtype, of the array ``like``.
+        """Return a sketch of the CPU on the device, and for keys of the family and dtype, of ``like``.
 
-        The rows that it kept must be of that dtype already.  Heads that cannot be proved there stay at the CPU.
+        That is an array, or another sketch on the device.  The rows that the sketch kept must be of that dtype already.
+        Heads that cannot be proved there stay at the CPU.
         Raises TypeError, and ValueError for a sketch with what a device has not: p != 2, decay, payload, padding,
-        an intercept, a sample, or ids that were given.
+        an intercept, a sample, or ids that were given; and for one to be like to which no key came.
         """
         _check_fits(sketch)
-        empty = cls(sketch.dim, sketch.epsilon, heads=sketch.heads, fast=fast)
-        _, empty._kind, empty._place = arrive("like", like)
-        return empty.holding(sketch)
-
-    def holding(self, sketch: Sketch) -> DeviceSketch:
-        """Return what :meth:`of` returns for keys like those that came; this sketch stays as it is.
-
-        Raises as :meth:`of` does, and ValueError if no key came: then nobody knows where they are.
-        """
-        _check_fits(sketch)
-        if not self._kind:
-            raise ValueError("sketch must have been given keys, for what it is to hold goes where they are")
-        made = DeviceSketch(sketch.dim, sketch.epsilon, heads=sketch.heads, fast=self.fast)
-        made._kind, made._place, made._ids = self._kind, self._place, sketch._ids
+        made = cls(sketch.dim, sketch.epsilon, heads=sketch.heads, fast=fast)
+        if isinstance(like, DeviceSketch):
+            made._kind, made._place = like._kind, like._place
+        else:
+            _, made._kind, made._place = arrive("like", like)
+        if not made._kind:
+            raise ValueError("like must have been given keys, for they say where the rows go")
+        made._ids = sketch._ids
         streams = sketch._settle()._streams
         kinds = {stream.kept[0].keys.dtype.name for stream in streams if stream.retained}
         held = "float32" if made._kind == "bfloat16" else made._kind
         if kinds - {held}:
-            raise TypeError(f"sketch must hold {made._kind} rows, as the keys on the device are; got {kinds.pop()}")
+            raise TypeError(f"like must be {kinds.pop()}, as the rows that the sketch kept; got {made._kind}")
         if sketch.count:
             with made._place.current():
-                made._state, proved = Batch.of(made._place, made._kind, made.fast, streams, made.epsilon)
+                made._state, proved = Batch.of(made._place, made._kind, fast, streams, made.epsilon)
             made._fallen = {head: streams[head] for head in np.flatnonzero(~proved).tolist()}
         return made
 

@@ -33,6 +33,11 @@ class Factor:
         return len(self.values)
 
     @cached_property
+    def inverse(self) -> float:
+        """||W||_F^2, the trace of the form's inverse in its frame."""
+        return float(np.square(self.whiten).sum())
+
+    @cached_property
     def full(self) -> np.ndarray:
         """T W, (D, r), for rows in the frame's columns."""
         triangle = self.frame.triangle
@@ -117,8 +122,7 @@ class Factor:
     @cached_property
     def _single_lower(self) -> tuple[np.ndarray, float, float, float]:
         """L in float32, and :func:`rounding.screen_terms` of it."""
-        inverse = float(np.square(self.lower).sum())
-        terms = rounding.screen_terms(self.rank, inverse, self.reach, self.slack, single=True)
+        terms = rounding.screen_terms(self.rank, self.inverse, self.reach, self.slack, single=True)
         return self.lower.astype(np.float32), *terms
 
     def single(self, dtype: np.dtype) -> bool:
@@ -129,7 +133,7 @@ class Factor:
     def _narrow(self) -> bool:
         if self.frame.triangle is not None or not self.rank:
             return False
-        return bool(rounding.narrow(self.frame.exponents, self.energy, np.square(self.whiten).sum()))
+        return bool(rounding.narrow(self.frame.exponents, self.energy, self.inverse))
 
     @property
     def growth(self) -> float:
@@ -156,7 +160,7 @@ class Factor:
         if expected < fewest:
             return Groups.none(self.rank)
         precision = self.whiten @ self.whiten.T
-        error = bounds.dot_error(most + self.rank**2 + 2 * self.rank) * float(np.square(self.whiten).sum())
+        error = bounds.dot_error(most + self.rank**2 + 2 * self.rank) * self.inverse
         return Groups(
             size=1 << (expected.bit_length() - 1),
             precision=np.triu(precision) + np.triu(precision, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -100,6 +101,7 @@ class _Grown:
     m: int  # rows of the block
     scale: np.ndarray  # (heads, D), powers of two
     gram: np.ndarray  # (heads, D, D)
+    energy: np.ndarray  # (heads,), its trace
     tail: np.ndarray  # (heads, D)
     limit: np.ndarray  # (heads,)
     whiten: np.ndarray  # W, (heads, D, D): the score of a row x in the frame is ||x W||^2; scratch of this thread
@@ -125,7 +127,7 @@ class _Grown:
         reach, slack = rounding.of_plain_factors(turns, inherited, np.array(sums), tail, size, inverse)
         accurate = healthy & (slack - inherited <= limit)
         reach, slack = np.where(accurate, (reach, slack), 0)
-        return cls(forms, m, scale, gram, tail, limit, whiten, inverse, reach, slack, accurate)
+        return cls(forms, m, scale, gram, size, tail, limit, whiten, inverse, reach, slack, accurate)
 
     def squares(self, part: Ragged, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||x W||^2 and ||x||^2 of rows of these heads, each times its factor, (n,) each."""
@@ -145,10 +147,9 @@ class _Grown:
         They come from products in float32 where that will do.  Theory: 04, sound filters.
         """
         rows, factors = for_kernels(part.rows.keys, factors)
-        energy, exponents = np.einsum("hii->h", self.gram), np.frexp(self.scale)[1]
-        narrow = rounding.narrow(exponents, energy, self.inverse) | ~self.accurate
+        narrow = rounding.narrow(self.exponents, self.energy, self.inverse) | ~self.accurate
         single = rows.dtype == np.float32 and bool(narrow.all())
-        terms = rounding.screen_terms(exponents.shape[1], self.inverse, self.reach, self.slack, single)
+        terms = rounding.screen_terms(self.scale.shape[1], self.inverse, self.reach, self.slack, single)
         upper, most = np.empty(len(rows)), np.empty(part.heads)
         given = self.scale, self.whiten, np.float32 if single else np.float64, np.array(terms), epsilon
         backend.block_kernels().screen(rows, factors, part.starts, *given, upper, most)
@@ -166,12 +167,16 @@ class _Grown:
         np.maximum(dropped, judged.most(~stays), out=dropped)
         return judged.take(np.flatnonzero(stays))
 
+    @cached_property
+    def exponents(self) -> np.ndarray:
+        """Those of the heads' frames, (heads, D): the scale is 2^-exponents."""
+        return 1 - np.frexp(self.scale)[1].astype(np.int64)
+
     def forms(self) -> Iterator[Form]:
         """Yield the form of each head."""
-        exponents = 1 - np.frexp(self.scale)[1].astype(np.int64)
         for head, form in enumerate(self.before):
             yield Form(
-                form.frame if form.rows else Frame(exponents[head]),
+                form.frame if form.rows else Frame(self.exponents[head]),
                 self.gram[head],
                 self.tail[head],
                 form.rows + self.m,

@@ -92,8 +92,9 @@ def screen_terms(dim: int, inverse: Any, reach: Any, slack: Any, single: bool) -
     L is a triangle of squared Frobenius norm ``inverse``, the products with it are taken in float32 if ``single``;
     ``reach`` and ``slack`` are the factor's.  Theory: 04, sound filters.
     """
-    unit, size = bounds.single_error(dim) if single else 0.0, np.sqrt(inverse)
-    least = bounds.underflow(dim, tensor=True) * (math.sqrt(dim) + size) if single else 0 * size
+    unit, lost = (bounds.single_error(dim), bounds.underflow(dim, tensor=True)) if single else (0.0, 0.0)
+    size = np.sqrt(inverse)
+    least = lost * (math.sqrt(dim) + size)
     grown = growth(slack) * (1 + unit)
     others = grown * (1 + 1 / bounds.SHARE) * 2
     return grown * (1 + bounds.SHARE), others * (unit * size + reach) ** 2, others * least**2

@@ -252,7 +252,7 @@ def test_sketches_that_a_device_cannot_hold_are_refused(arguments, message):
 
 def test_a_sketch_comes_only_to_keys_of_its_dtype():
     sketch = lev.Sketch(2, 0.1).update(np.eye(2))
-    with pytest.raises(TypeError, match="sketch must hold float32 rows, as the keys on the device are; got float64"):
+    with pytest.raises(TypeError, match="like must be float64, as the rows that the sketch kept; got float32"):
         device.DeviceSketch.of(sketch, np.zeros((0, 2), np.float32))
     with pytest.raises(TypeError, match="sketch must be a Sketch; got list"):
         device.DeviceSketch.of([], np.zeros((0, 2)))

@@ -76,18 +76,23 @@ def start_up(repeats=1 if QUICK else 7):
         picture = str(Path(folder) / "demo.png")
         demo = [sys.executable, "-m", "lev", "demo", "-o", picture]
         cache = {"NUMBA_CACHE_DIR": str(Path(folder) / "numba")}
-        found = {code: median(python_seconds(code) for _ in range(repeats)) for code in ("pass", "import lev")}
+        found = {code: python_seconds(code, repeats) for code in ("pass", "import lev")}
         found["lev demo, cold"] = _seconds(demo, **cache)  # the first to compile into this folder
         return {**found, "lev demo, warm": median(_seconds(demo, **cache) for _ in range(min(repeats, 3)))}
 
 
-def python_seconds(code):
-    return _seconds([sys.executable, "-c", code])
+def python_seconds(code, repeats):
+    """Return the median seconds of processes that run ``code``, the bytecode of which an earlier one wrote."""
+    command = [sys.executable, "-c", code]
+    _seconds(command)
+    return median(_seconds(command) for _ in range(repeats))
 
 
 def _seconds(command, **environment):
+    environment = {**os.environ, **environment}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
-    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
@@ -136,4 +141,4 @@ class StartUp:
     unit = "s"
 
     def track_import(self):
-        return median(python_seconds("import lev") for _ in range(1 if QUICK else 7))
+        return python_seconds("import lev", 1 if QUICK else 7)

@@ -37,7 +37,8 @@ def all_merge(sketch: Kind, group: Any = None, *, timeout: float | None = None, 
     Raises TypeError and ValueError as :meth:`lev.Sketch.merge` does, on every rank.
     """
     if isinstance(sketch, DeviceSketch):
-        return sketch.holding(all_merge(sketch.to_host(), group, timeout=timeout, rounds=rounds))
+        whole = all_merge(sketch.to_host(), group, timeout=timeout, rounds=rounds)
+        return DeviceSketch.of(whole, sketch, fast=sketch.fast)
     if not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch; got {type(sketch).__name__}")
     if rounds not in (1, 2):
