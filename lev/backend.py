@@ -179,8 +179,8 @@ def block_kernels() -> ModuleType:
 PIECE = 1024
 """Rows of one task: a float64 piece of usual width stays in cache."""
 
-TASK = 8 * PIECE
-"""Rows of one task for kernels that go through them group by group."""
+TASK = 12 * PIECE
+"""The most rows of one task for kernels that go through them group by group."""
 
 GROUPS = 16, 512
 """The fewest and the most rows of a group, a power of two times as many."""
@@ -198,11 +198,14 @@ def pieces(
 
 
 def tapered(count: int) -> list[slice]:
-    """Return ``count`` places in slices of whole groups, at least one: ever shorter, so that no core waits long."""
-    ends = [0]
+    """Return ``count`` places in slices of whole groups, at least one: ever shorter, so that no core waits long.
+
+    Nor are they so short that what a call costs, while others wait for the interpreter, is felt.
+    """
+    ends, least = [0], max(PIECE, count // 8 // GROUPS[1] * GROUPS[1])
     while len(ends) == 1 or ends[-1] < count:
         fair = (count - ends[-1]) // 4 // GROUPS[1] * GROUPS[1]
-        ends.append(min(count, ends[-1] + min(TASK, max(PIECE, fair))))
+        ends.append(min(count, ends[-1] + min(TASK, max(least, fair))))
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 

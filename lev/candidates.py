@@ -14,7 +14,7 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.factor import Factor, scores_of
-from lev.form import Form
+from lev.form import Form, NonFiniteRow
 from lev.rows import Rows, concatenate
 from lev.weighting import Weighting
 
@@ -107,12 +107,28 @@ class Candidates:
         return replace(self, form=form, judge=judge, mass=mass, epoch=epoch)
 
     def _sifted(self, rows: Rows) -> tuple[Candidates, Rows]:
-        """Return the rows that are to enter the form: the sample, and what the form cannot place below epsilon."""
-        odds = self.form.sift(rows.keys, self.judge, self.epsilon, self.factors(rows.ids))
-        enter, total, most = self.weighting.sift(odds, rows.ids, self.epsilon)
-        mass = (self.mass + total) * (1 + bounds.dot_error(1))
-        dropped, left = max(self.dropped, float(scores_of(np.array(most)))), self.left + len(rows) - len(enter)
-        some = replace(rows.take(enter), upper=scores_of(odds[enter]))
+        """Return the rows that are to enter the form: the sample, and what the form cannot place below epsilon.
+
+        Raises NonFiniteRow.  Cost: one read and, of multiply-adds in float32, d w a row, w as in :meth:`Factor.width`,
+        where that is few, and d^2 / 2 for each row that they cannot place.
+        """
+        bound = None if self.judge is None else self.judge.sieve(self.epsilon, rows.keys.dtype).alone
+
+        def sifted(part: slice) -> tuple[np.ndarray, np.ndarray, float, float]:
+            some = rows.take(part)
+            odds = self.form.odds(some.keys, self.factors(some.ids), bound)
+            enter, total, most = self.weighting.sift(odds, some.ids, self.epsilon)
+            return part.start + enter, odds[enter], total, most
+
+        enter, odds, totals, most = zip(*backend.run(sifted, backend.tapered(len(rows))), strict=True)
+        places, upper = np.concatenate(enter), scores_of(np.concatenate(odds))
+        some = replace(rows.take(places), upper=upper)
+        unknown = np.flatnonzero(upper == 1)  # as that of a row is that is not finite
+        finite = np.isfinite(some.keys[unknown]).all(axis=1)
+        if not finite.all():
+            raise NonFiniteRow(int(places[unknown[finite.argmin()]]))
+        mass = (self.mass + sum(totals)) * (1 + bounds.dot_error(len(totals)))
+        dropped, left = max(self.dropped, float(scores_of(np.array(max(most))))), self.left + len(rows) - len(some)
         return replace(self, mass=mass, dropped=dropped, left=left), some
 
     def _add(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
@@ -161,7 +177,11 @@ class Candidates:
         def chosen(part: slice) -> tuple[Rows, float]:
             return self._chosen(rows.take(part), rows.lower[part], upper[part])
 
-        found, dropped = zip(*backend.run(chosen, backend.slices(len(rows), backend.TASK)), strict=True)
+        many = (
+            np.count_nonzero(upper >= self.epsilon) > backend.PIECE
+        )  # to copy; else one core is done before two start
+        parts = backend.slices(len(rows), backend.TASK if many else len(rows))
+        found, dropped = zip(*backend.run(chosen, parts), strict=True)
         kept = tuple(some for some in (*self.kept, *found) if len(some)) or found[-1:]
         return replace(self, kept=kept, dropped=max(self.dropped, *dropped))
 

@@ -92,13 +92,8 @@ class Factor:
 
     def _squares(self, rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return ||y W||^2 and |x|^2, (m,) each."""
-        if self.frame.triangle is None:
-            return self.frame.scores(rows, factors, self.lower)
-        # what overflows is infinite or NaN: a row that the form knows nothing of
-        with np.errstate(over="ignore", invalid="ignore"):
-            x, norms = self.frame.widen(rows, factors)
-            plain = Frame(np.zeros(self.rank, np.int64))
-            return plain.scores(self.frame.coordinates(x)[0], None, self.lower)[0], norms
+        squares, _, norms = _sizes(self.frame, rows, factors, self.lower)
+        return squares, norms
 
     def odds(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
         """Return upper bounds, (m,), on k^T M^+ k of each row k, times its factor, for a form M with or without it.
@@ -111,19 +106,13 @@ class Factor:
     def piece_odds(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Return what :meth:`odds` returns, computed here and now."""
         if self.single(rows.dtype):
-            lower, own, others, least = self._single_lower
-            squares, norms = self.frame.scores(rows, factors, lower)
-            upper = own * squares + others * norms + least * (norms > 0)
-        else:
-            squares, norms = self._squares(rows, factors)
-            upper = proved_ends(np.sqrt(squares), self.reach * np.sqrt(norms), self.slack)[1]
-        return np.where(upper < _HUGE, upper, np.inf)  # what overflowed may be NaN, and must pass
+            return self._single_odds(rows, factors)
+        squares, norms = self._squares(rows, factors)
+        return _passing(proved_ends(np.sqrt(squares), self.reach * np.sqrt(norms), self.slack)[1])
 
     @cached_property
-    def _single_lower(self) -> tuple[np.ndarray, float, float, float]:
-        """L in float32, and :func:`rounding.screen_terms` of it."""
-        terms = rounding.screen_terms(self.rank, self.inverse, self.reach, self.slack, single=True)
-        return self.lower.astype(np.float32), *terms
+    def _single_odds(self) -> Filter:
+        return self._filter(self.lower, 0.0, single=True)
 
     def single(self, dtype: np.dtype) -> bool:
         """Say whether rows of ``dtype`` may be multiplied in float32."""
@@ -168,18 +157,18 @@ class Factor:
             rounding=self.growth * ((1 + bounds.SHARE) * 4 * error + (1 + 1 / bounds.SHARE) * self.reach**2),
         )
 
-    def width(self, epsilon: float) -> int:
-        """Return how many of the weakest eigenvectors make a filter that few rows pass.
+    def width(self, epsilon: float, step: int) -> int:
+        """Return how many of the weakest eigenvectors, a multiple of ``step``, make a filter that few rows pass.
 
         Over ``rows`` rows like those so far the bound by w eigenvectors has mean (w + sum_{i>w} l_i / l_w) / rows
         and, for Gaussian rows, variance 2 (w + sum_{i>w} l_i^2 / l_w^2) / rows^2: take the first w whose mean and
-        four deviations stay below epsilon.  Cost: 2 d w operations a row, and 2 d r more for a row that passes.
+        deviation stay below epsilon.  Cost: d w multiply-adds a row, and d r / 2 more for a row that passes.
         """
         mean, variance = (
             np.arange(self.rank) + np.cumsum(powers[::-1])[::-1] / powers for powers in (self.values, self.values**2)
         )
-        few = np.flatnonzero(mean + 4 * np.sqrt(2 * variance) <= epsilon * self.rows)
-        return int(few[0]) if few.size else self.rank
+        few = np.flatnonzero((mean + np.sqrt(2 * variance) <= epsilon * self.rows)[::step])
+        return step * int(few[0]) if few.size else self.rank
 
     def filter(self, width: int, dtype: np.dtype) -> Filter:
         """Return the bound by the ``width`` weakest eigenvectors, in float32 for float32 rows where that is safe.
@@ -187,18 +176,17 @@ class Factor:
         With z the row's components along them and l the eigenvalue that follows, the score is at most
         sum (1 - l_i / l) z_i^2 + |y|^2 / l.  Theory: 04, sound filters.
         """
-        frame, following = self.frame, self.values[width]
-        weak = self.full[:, :width] * np.sqrt(1 - self.values[:width] / following)
-        single = self.single(dtype)
-        unit = bounds.single_error(frame.dim) if single else bounds.dot_error(frame.dim + 4)
-        turned = 0.0 if frame.triangle is None else float(np.linalg.norm(frame.triangle.whitener))
-        return Filter(
-            frame=frame,
-            probe=(frame.scale[:, None] * weak).astype(np.float32) if single else weak,
-            following=following,
-            pad=unit * (float(np.linalg.norm(weak)) + turned / math.sqrt(following)) + self.reach,
-            growth=self.growth * (1 + unit),
-        )
+        following = self.values[width]
+        weak = self.whiten[:, :width] * np.sqrt(1 - self.values[:width] / following)
+        return self._filter(weak, 1 / following, self.single(dtype))
+
+    def _filter(self, matrix: np.ndarray, level: float, single: bool) -> Filter:
+        """Return the bound |y A|^2 + ``level`` |y|^2, A the matrix, made safe."""
+        triangle = self.frame.triangle
+        turned = 0.0 if triangle is None else float(np.linalg.norm(triangle.whitener))
+        size = float(np.linalg.norm(matrix)) + turned * math.sqrt(level)
+        terms = rounding.screen_terms(self.frame.dim, size, self.reach, self.slack, single)
+        return Filter(self.frame, np.ascontiguousarray(matrix, np.float32 if single else np.float64), level, *terms)
 
 
 Bound = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -212,8 +200,9 @@ def _screen(judge: Factor, epsilon: float) -> Screen:
 
 @functools.lru_cache(maxsize=4)
 def _sieve(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
-    screen, width = _screen(judge, epsilon), judge.width(epsilon)
-    if 4 * width >= judge.rank:  # the triangle of all is cheaper than a matrix so wide
+    # as many columns as are multiplied at a time cost what one of them costs
+    screen, width = _screen(judge, epsilon), judge.width(epsilon, 16 if judge.single(dtype) else 8)
+    if 2 * width >= judge.rank:  # the triangle of all is cheaper than a matrix so wide
         return screen
     return replace(screen, bounds=[judge.filter(width, dtype), *screen.bounds])
 
@@ -249,39 +238,36 @@ class Filter:
     """Upper bounds on the odds of rows: k^T M^+ k for a form M without them."""
 
     frame: Frame
-    probe: np.ndarray  # (D, w), for x, or float32 for the rows as they came
-    following: float
-    pad: float
-    growth: float
+    matrix: np.ndarray  # A, (r, w), in the precision of the products
+    level: float
+    own: float
+    others: float
+    least: float
 
     def __call__(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        """Return the bounds, (m,), for rows as they came, times their factors."""
-        upper, (x_norms, y_norms) = np.empty(len(rows)), self._norms(rows, factors)
-        step = backend.PIECE if self.probe.shape[1] else len(rows)  # what is written and read again stays in cache
-        for some in backend.slices(len(rows), max(1, step)):
-            parts = self._parts(rows[some], None if factors is None else factors[some])
-            out = parts, y_norms[some], x_norms[some], self.following, self.pad, self.growth, bounds.SHARE, upper[some]
-            backend.kernels_of(rows).screen(*out)
-        return upper
+        """Return own (|y A|^2 + level |y|^2) + others |x|^2 + least of the rows as they came, times their factors."""
+        squares, y_norms, x_norms = _sizes(self.frame, rows, factors, self.matrix)
+        upper = self.own * squares + self.others * x_norms + self.least * (x_norms > 0)
+        return _passing(upper + self.own * self.level * y_norms if self.level else upper)
 
-    def _norms(self, rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return |x|^2 and |y|^2 of the rows."""
-        if self.frame.triangle is None:
-            return (self.frame.norms(rows, factors),) * 2
-        x, norms = self.frame.widen(rows, factors)
-        y, _ = self.frame.coordinates(x)
-        return norms, np.einsum("ij,ij->i", y, y)
 
-    def _parts(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        if not self.probe.shape[1]:
-            return np.empty((len(rows), 0))  # what BLAS makes of no columns takes longer
-        if self.probe.dtype != np.float32:
-            return self.frame.widen(rows, factors)[0] @ self.probe
-        d = rows.shape[1]
-        parts = rows @ self.probe[:d]
-        if len(self.probe) > d:
-            parts += self.probe[d]
-        return parts if factors is None else parts * factors[:, None]
+def _sizes(
+    frame: Frame, rows: np.ndarray, factors: np.ndarray | None, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return |y A|^2, A the matrix (r, w), |y|^2 and |x|^2 of rows as they came, each times its factor, (m,) each."""
+    if frame.triangle is None:
+        squares, norms = frame.scores(rows, factors, matrix)
+        return squares, norms, norms
+    # what overflows is infinite or NaN: a row that the form knows nothing of
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, norms = frame.widen(rows, factors)
+        plain = Frame(np.zeros(frame.rank, np.int64))
+        return *plain.scores(frame.coordinates(x)[0], None, matrix), norms
+
+
+def _passing(upper: np.ndarray) -> np.ndarray:
+    """Return the bounds; what overflowed may be NaN, and must pass."""
+    return np.where(upper < _HUGE, upper, np.inf)
 
 
 @dataclass(frozen=True, eq=False)

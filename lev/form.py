@@ -139,42 +139,28 @@ class Form:
         y, outside = self.frame.coordinates(x)
         return y, self.frame.leaves(x, outside, self.tail, self.excuse)
 
-    def sift(
-        self, block: np.ndarray, judge: Factor | None, epsilon: float, factors: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return bounds on the odds, (m,), as :meth:`weigh` does, tight where they may reach epsilon.
-
-        The judge has eigenpairs.  Raises NonFiniteRow.  Cost: one read and, of multiply-adds in float32, d w a row, w
-        as in :meth:`Factor.width`, where that is few, and d^2 / 2 for each row that they cannot place.
-        """
-        bound = None if judge is None or self.rank == 0 else judge.sieve(epsilon, block.dtype).alone
-        odds = self.weigh(block, judge, factors, lambda odds: odds, bound)
-        high = np.flatnonzero(np.isinf(odds))  # as what is not finite is
-        finite = np.isfinite(block[high]).all(axis=1)
-        if not finite.all():
-            raise NonFiniteRow(int(high[finite.argmin()]))
-        return odds
-
     def weigh(
         self,
         block: np.ndarray,
         judge: Factor | None,
         factors: np.ndarray | None,
         rule: Callable[[np.ndarray], np.ndarray],
-        bound: Bound | None = None,
     ) -> np.ndarray:
-        """Return what ``rule`` makes of the odds, (m,): bounds on k^T M^+ k of each row times its factor.
+        """Return what ``rule`` makes of the odds, (m,), as :meth:`odds` bounds them by :meth:`Factor.odds`.
 
-        They are those of ``bound``, by default :meth:`Factor.odds` at d^2 / 2 multiply-adds a row; infinite where a row
-        leaves the span, and 0 for zeros alone.
+        Cost: d^2 / 2 multiply-adds a row.
         """
-        if judge is None or self.rank == 0:
-            return rule(np.where(self._some(block), np.inf, 0.0))
+        bound = None if judge is None else judge.piece_odds
         pieces = backend.pieces(block, factors)
-        return np.concatenate(backend.run(lambda piece: rule(self.odds(*piece, bound or judge.piece_odds)), pieces))
+        return np.concatenate(backend.run(lambda piece: rule(self.odds(*piece, bound)), pieces))
 
-    def odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound) -> np.ndarray:
-        """Return what :meth:`weigh` says of rows, (m,), here and now."""
+    def odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound | None) -> np.ndarray:
+        """Return bounds, (m,), on k^T M^+ k of each row times its factor: those of ``bound``, here and now.
+
+        They are infinite where a row leaves the span, or nothing is known, and 0 for zeros alone.
+        """
+        if bound is None or self.rank == 0:
+            return np.where(self._some(rows), np.inf, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             odds = bound(rows, factors)
             if self.frame.triangle is not None:

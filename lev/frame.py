@@ -100,21 +100,14 @@ class Frame:
         backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
         return x, norms
 
-    def norms(self, rows: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
-        """Return the squared norms that :meth:`widen` returns, but for rounding."""
-        rows, factors = for_kernels(rows, factors)
-        norms = np.empty(len(rows))
-        backend.kernels_of(rows).norms(rows, factors, self.scale, norms)
-        return norms
+    def scores(self, rows: np.ndarray, factors: np.ndarray | None, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return |x R|^2, (m,), and |x|^2 of the scaled rows x, each times its factor, R a (D, w) matrix.
 
-    def scores(self, rows: np.ndarray, factors: np.ndarray | None, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return |x L|^2, (m,), and |x|^2 of the scaled rows x, each times its factor, L a (D, D) lower triangle.
-
-        The products are taken in the precision of the triangle.
+        The products are taken in the precision of the matrix; a lower triangle takes half as many.
         """
         rows, factors = for_kernels(rows, factors)
         squares, norms = np.empty(len(rows)), np.empty(len(rows))
-        backend.kernels_of(rows).scores(rows, factors, self.scale, lower, squares, norms)
+        backend.kernels_of(rows).scores(rows, factors, self.scale, matrix, squares, norms)
         return squares, norms
 
     def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -149,7 +149,7 @@ class _Grown:
         rows, factors = for_kernels(part.rows.keys, factors)
         narrow = rounding.narrow(self.exponents, self.energy, self.inverse) | ~self.accurate
         single = rows.dtype == np.float32 and bool(narrow.all())
-        terms = rounding.screen_terms(self.scale.shape[1], self.inverse, self.reach, self.slack, single)
+        terms = rounding.screen_terms(self.scale.shape[1], np.sqrt(self.inverse), self.reach, self.slack, single)
         upper, most = np.empty(len(rows)), np.empty(part.heads)
         given = self.scale, self.whiten, np.float32 if single else np.float64, np.array(terms), epsilon
         backend.block_kernels().screen(rows, factors, part.starts, *given, upper, most)

@@ -86,18 +86,18 @@ def narrow(exponents: np.ndarray, energy: Any, inverse: Any) -> Any:
     return inside & (blur <= bounds.SINGLE_BLUR * exponents.shape[-1])
 
 
-def screen_terms(dim: int, inverse: Any, reach: Any, slack: Any, single: bool) -> tuple[Any, Any, Any]:
-    """Return (own, others, least): own |x L|^2 + others |x|^2 + least bounds the score of a row x other than zero.
+def screen_terms(dim: int, size: Any, reach: Any, slack: Any, single: bool) -> tuple[Any, Any, Any]:
+    """Return (own, others, least): own |x A|^2 + others |x|^2 + least bounds what |x A|^2 was for a row x but zeros.
 
-    L is a triangle of squared Frobenius norm ``inverse``, the products with it are taken in float32 if ``single``;
-    ``reach`` and ``slack`` are the factor's.  Theory: 04, sound filters.
+    A is a matrix of Frobenius norm ``size``, the products with it are taken in float32 if ``single``; ``reach`` and
+    ``slack`` are the factor's.  Theory: 04, sound filters.
     """
-    unit, lost = (bounds.single_error(dim), bounds.underflow(dim, tensor=True)) if single else (0.0, 0.0)
-    size = np.sqrt(inverse)
-    least = lost * (math.sqrt(dim) + size)
-    grown = growth(slack) * (1 + unit)
-    others = grown * (1 + 1 / bounds.SHARE) * 2
-    return grown * (1 + bounds.SHARE), others * (unit * size + reach) ** 2, others * least**2
+    unit = bounds.single_error(dim) if single else bounds.dot_error(dim + 4)
+    lost = bounds.underflow(dim, tensor=True) if single else 0.0
+    own = growth(slack) * (1 + unit)
+    others = own * (1 + 1 / bounds.SHARE) * 2
+    rounded, lost = unit * size + reach, lost * (math.sqrt(dim) + size)
+    return own * (1 + bounds.SHARE), others * rounded**2, others * lost**2
 
 
 def growth(slack: Any) -> Any:

@@ -197,7 +197,8 @@ class Sketch(Fed, store.Stored):
 
         For p = 2 the first rows are scored by the form with them in it, so all blocks are long, but those of many heads
         not longer than makes their factorisation cheap: what waits for a block is copied.  Weights and samples are
-        taken by the rows before, so there a block is about as long as what came so far.
+        taken by the rows before, so there a block is about as long as what came so far or, for samples, four times as
+        long, once so many came that not all have to enter.
         """
         if self.heads and self.p == 2:
             cheap = min(32 * self.dim, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
@@ -207,6 +208,8 @@ class Sketch(Fed, store.Stored):
         if self.p == 2 and self.sample == 1:
             return largest
         seen = self._streams[0].seen
+        if self.sample < 1:
+            seen = 4 * seen if seen else 2 * int(self.dim / self.epsilon)
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
 
     def _stream(self, rows: Rows) -> None:

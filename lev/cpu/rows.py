@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lev.cpu.tile import HIGH, add_gram, from_tiles, padded, squares, tiles, to_tiles
+from lev.cpu.tile import HIGH, add_gram, firsts, from_tiles, padded, squares, tiles, to_tiles
 
 CHUNK = 64  # rows that are widened at a time: they stay in the first cache
 
@@ -29,18 +29,6 @@ def widen(rows, factors, scale, out, norms):
             out[i, d] = value
             total += value * value
         norms[i] = total
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def norms(rows, factors, scale, out):
-    """Write what :func:`widen` writes into ``norms``."""
-    m, d = rows.shape
-    for i in range(m):
-        total = scale[d] * scale[d] if len(scale) > d else 0.0
-        for j in range(d):
-            value = rows[i, j] * scale[j]
-            total += value * value
-        out[i] = total * factors[i] * factors[i]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -86,41 +74,24 @@ def fold(part, whole):
 
 
 @numba.njit(cache=True, nogil=True)
-def scores(rows, factors, scale, lower, out, norms):
-    """Write |x L|^2 of the rows x = ``factors[:, None] * rows * scale`` into ``out`` and |x|^2 into ``norms``.
+def scores(rows, factors, scale, matrix, out, norms):
+    """Write |x R|^2 of the rows x = ``factors[:, None] * rows * scale`` into ``out`` and |x|^2 into ``norms``.
 
-    ``lower`` (dim, dim) is the lower triangle L, float32 or float64, in which the products are then taken; the squares
-    are summed in float64.  Half the work of a full square, and no product is ever written.
+    ``matrix`` (dim, w) is R, float32 or float64, in which the products are then taken; the squares are summed in
+    float64.  Rows of zeros on top of its columns are left out, so a lower triangle takes half the work of a square; and
+    no product is ever written.
     """
-    m, dim = len(rows), len(scale)
-    width, step = padded(dim), CHUNK // HIGH * HIGH
-    x, right = np.zeros((step, width), lower.dtype), np.zeros((dim, width), lower.dtype)
+    m, dim, columns = len(rows), len(scale), matrix.shape[1]
+    step = CHUNK // HIGH * HIGH
+    x, right = np.zeros((step, padded(dim)), matrix.dtype), np.zeros((dim, padded(columns)), matrix.dtype)
     for i in range(dim):
-        for j in range(dim):
-            right[i, j] = lower[i, j]
+        for j in range(columns):
+            right[i, j] = matrix[i, j]
+    first = firsts(right)
     for start in range(0, m, step):
         some = slice(start, min(start + step, m))
         widen(rows[some], factors[some], scale, x, norms[some])
-        squares(x, right, dim, out[some])
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def screen(parts, y_norms, x_norms, following, pad, growth, share, out):
-    """Write into ``out`` an upper bound on the odds of each row: k^T M^+ k for a form M without it.
-
-    sum_i parts_i^2 + |y|^2 / ``following`` bounds them as computed; ``pad`` |x| is what rounding may
-    add to its root, and with t the share, (a + b)^2 <= (1 + t) a^2 + (1 + 1/t) b^2 saves the roots.  One pass saves
-    eight temporaries.
-    """
-    own, rounding = growth * (1 + share), growth * (1 + 1 / share) * pad * pad
-    m, w = parts.shape
-    for i in range(m):
-        bound = y_norms[i] / following
-        for j in range(w):
-            bound += np.float64(parts[i, j]) * np.float64(parts[i, j])
-        odds = own * bound + rounding * x_norms[i]
-        # float32 overflow gives NaN or infinity here, which must pass
-        out[i] = odds if odds < 1e300 else np.inf
+        squares(x, right, first, out[some])
 
 
 @numba.njit(cache=True, nogil=True)

@@ -184,17 +184,30 @@ def from_tiles(found, out):
 
 
 @numba.njit(cache=True, nogil=True)
-def squares(x, lower, dim, out):
-    """Write |x_i L|^2 of each row of x into ``out``, L the lower triangle ``lower`` of ``dim`` rows.
+def firsts(matrix):
+    """Return the first row other than zeros of the columns of each tile, and the row behind the last where none is."""
+    step = WIDE * (BYTES // matrix.itemsize)
+    out = np.full(matrix.shape[1] // step, len(matrix))
+    for tile in range(len(out)):
+        for i in range(len(matrix) - 1, -1, -1):
+            if matrix[i, tile * step : tile * step + step].any():
+                out[tile] = i
+    return out
 
-    Both are ``padded`` columns wide, float32 or float64, and hold a multiple of HIGH rows at least as long as ``out``.
+
+@numba.njit(cache=True, nogil=True)
+def squares(x, right, first, out):
+    """Write |x_i R|^2 of each row of x into ``out``, R being ``right`` and ``first`` what :func:`firsts` says of it.
+
+    Both are ``padded`` columns wide, float32 or float64; x holds a multiple of HIGH rows at least as long as ``out``.
     """
-    step = WIDE * (BYTES // x.itemsize)
+    step, dim = WIDE * (BYTES // x.itemsize), len(right)
     sums = np.empty((HIGH, LANES))
     for row in range(0, len(out), HIGH):
         sums[:] = 0
-        for j in range(0, dim, step):
-            _add_squares(x, row, lower, j, j, dim, sums)
+        for tile in range(len(first)):
+            if first[tile] < dim:
+                _add_squares(x, row, right, tile * step, first[tile], dim, sums)
         for i in range(row, min(row + HIGH, len(out))):
             out[i] = sums[i - row].sum()
 
