@@ -84,6 +84,13 @@ def test_one_bad_head_does_not_slow_the_others(monkeypatch):
     assert [17 in one.indices for one in found] == [True] * 4
 
 
+def test_batches_on_all_cores_do_not_share_their_scratch():
+    keys = plain(96, 300, 64, np.float32)
+    for found, block in zip(lev.Sketch(64, 0.3, heads=(96,)).update(keys).universal_set(), keys, strict=True):
+        reached = np.square(np.linalg.qr(block.astype(np.float64))[0]).sum(axis=1) >= 0.3
+        np.testing.assert_array_equal(found.indices, np.flatnonzero(reached))
+
+
 def test_batches_do_not_depend_on_their_size(monkeypatch):
     keys = plain()
     whole = lev.Sketch(6, 0.1, heads=(4,)).update(keys)

@@ -170,13 +170,33 @@ def test_the_sample_is_the_same_in_any_order():
     assert all(abs(rows - 200) < 100 + 256 for rows in forms)  # the first block enters as a whole
 
 
-def test_bad_rows_are_named_by_their_place():
+@pytest.mark.parametrize("place", [100, 1111, 4321])  # in the first block, in one that is sifted, behind all blocks
+def test_bad_rows_are_named_by_their_place(place):
     keys = np.random.default_rng(1).standard_normal((5000, 3))
-    keys[4321, 1] = np.nan
+    keys[place, 1] = np.nan
     sketch = lev.Sketch(3, 0.1, sample=1 / 16)
-    with pytest.raises(ValueError, match="keys must be finite; row 4321 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=f"keys must be finite; row {place} holds NaN or infinity"):
         sketch.update(keys)
     assert sketch.count == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nothing_is_missed_by_a_few_weak_eigenvectors(dtype):
+    rng, n, d, epsilon = np.random.default_rng(3), 20_000, 40, 0.05
+    keys = rng.standard_normal((n, d))
+    keys[-200:, : d - 10] = 0  # all of it in weak directions, where the bound is met
+    keys[-200::10] *= np.sqrt(n * epsilon / 10 * rng.uniform(1, 2, (20, 1)))
+    turn = np.linalg.qr(rng.standard_normal((d, d)))[0]  # else the frame would scale the columns
+    keys = (keys * np.logspace(0, -1.4, d) @ turn).astype(dtype)
+    parts = [lev.Sketch(d, epsilon, start=i, sample=0.9).update(keys[i : i + 9000]) for i in (0, 9000)]
+    sketch = lev.merge(parts)  # judges by all rows so far
+    judge = sketch._streams[0].judge
+    assert 0 < judge.sieve(epsilon, keys.dtype).bounds[0].matrix.shape[1] < d / 2
+    sketch.update(keys[18_000:])
+    scores = np.square(np.linalg.qr(keys.astype(np.float64))[0]).sum(axis=1)
+    reached = np.flatnonzero(scores >= epsilon)
+    assert 10 < len(reached) < 20
+    assert set(reached.tolist()) <= set(sketch.universal_set().indices.tolist())
 
 
 def test_what_does_not_go_together_is_refused():
