@@ -87,7 +87,7 @@ def scores(rows, factors, scale, matrix, out, norms):
     for i in range(dim):
         for j in range(columns):
             right[i, j] = matrix[i, j]
-    first = firsts(right)
+    first = firsts(right, columns)
     for start in range(0, m, step):
         some = slice(start, min(start + step, m))
         widen(rows[some], factors[some], scale, x, norms[some])

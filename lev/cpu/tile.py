@@ -184,14 +184,15 @@ def from_tiles(found, out):
 
 
 @numba.njit(cache=True, nogil=True)
-def firsts(matrix):
-    """Return the first row other than zeros of the columns of each tile, and the row behind the last where none is."""
-    step = WIDE * (BYTES // matrix.itemsize)
-    out = np.full(matrix.shape[1] // step, len(matrix))
+def firsts(matrix, columns):
+    """Return the first row other than zeros of each tile's ``columns``, or the row behind the last where none is."""
+    dim, step = len(matrix), WIDE * (BYTES // matrix.itemsize)
+    out = np.full((columns + step - 1) // step, dim)
     for tile in range(len(out)):
-        for i in range(len(matrix) - 1, -1, -1):
+        for i in range(dim):
             if matrix[i, tile * step : tile * step + step].any():
                 out[tile] = i
+                break
     return out
 
 
