@@ -31,7 +31,7 @@ def gram_by_blas(self, rows, factors, size, precision):
 
 WITHOUT = {
     "bounds for groups of rows": [patch.object(Factor, "groups", lambda self, epsilon: Groups.none(self.rank))],
-    "a filter by few eigenvectors": [patch.object(Factor, "width", lambda self, epsilon: self.rank)],
+    "a filter by few eigenvectors": [patch.object(Factor, "width", lambda self, epsilon, step: self.rank)],
     "float32 where a bound suffices": [patch.object(Factor, "single", lambda self, dtype: False)],
     "Gram products in registers": [patch.object(Frame, "grams", gram_by_blas)],
     "long blocks (1/16 of the length)": [patch.object(sketch, "_BLOCK_NUMBERS", sketch._BLOCK_NUMBERS // 16)],
@@ -41,13 +41,14 @@ WITHOUT = {
 
 def tasks():
     """Return what is timed, by name."""
-    keys = common.make_keys(*common.SHAPES[0], 300)
+    keys, round_keys = (common.make_keys(*common.SHAPES[0], condition) for condition in (300, 1))
     n, d = keys.shape
     return {
         "set, epsilon = 0.05": lambda: streamed(keys),
         "set, epsilon = 2 d / n": lambda: streamed(keys, epsilon=2 * d / n),
         "set, p = 3": lambda: streamed(keys, p=3),
         "set, sample = 1/16": lambda: streamed(keys, sample=1 / 16),
+        "and condition 1": lambda: streamed(round_keys, sample=1 / 16),
         "lev.leverage_scores": lambda: lev.leverage_scores(keys),
     }
 
