@@ -176,6 +176,9 @@ def block_kernels() -> ModuleType:
     return blocks
 
 
+BLOCK = 3 * 2**20
+"""Numbers of a block of rows, as readers give it and as streams add it: so no row waits for the next block."""
+
 PIECE = 1024
 """Rows of one task: a float64 piece of usual width stays in cache."""
 

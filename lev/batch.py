@@ -106,9 +106,13 @@ class Batch:
         real = xp.arange(some.shape[1]) < self.place.bring(counts)[:, None]
         some = xp.sort(xp.where(real, some, n), axis=1)
         real = some < n
-        each, some = xp.arange(len(some))[:, None], xp.where(real, some, 0)
-        keys = keys[each, some] * real[:, :, None].astype(keys.dtype)
-        return keys, xp.where(real, ids[each, some], -1), xp.where(real, upper[each, some], 0.0)
+        return self._gathered(xp.where(real, some, 0), real, keys, (ids, -1), (upper, 0.0))
+
+    def _gathered(self, places: Any, real: Any, keys: Any, *columns: tuple[Any, float]) -> tuple[Any, ...]:
+        """Return the rows at ``places`` (heads, most) of keys and of columns; zeros and each one's none if not real."""
+        xp, each = self.place.arrays, self.place.arrays.arange(len(places))[:, None]
+        rows = keys[each, places] * real[:, :, None].astype(keys.dtype)
+        return rows, *(xp.where(real, column[each, places], none) for column, none in columns)
 
     def passing(self, block: Any) -> Any:
         """Return which rows of a block, (heads, m) bool, are not proved to stay below epsilon.
@@ -153,13 +157,9 @@ class Batch:
         gone = xp.where(stays | (self.ids < 0), 0.0, self.upper).max(axis=1, initial=0.0)
         most = int(host(stays.sum(axis=1)).max(initial=0))
         order = xp.argsort(xp.where(stays, self.ids, 2**53), axis=1)[:, :most]
-        each = xp.arange(len(order))[:, None]
-        real = stays[each, order]
-        keys = self.keys[each, order] * real[:, :, None].astype(self.keys.dtype)
-        ids, lower, upper = (
-            xp.where(real, part[each, order], none)
-            for part, none in ((self.ids, -1), (self.lower, 0.0), (self.upper, 0.0))
-        )
+        real = xp.take_along_axis(stays, order, axis=1)
+        columns = (self.ids, -1), (self.lower, 0.0), (self.upper, 0.0)
+        keys, ids, lower, upper = self._gathered(order, real, self.keys, *columns)
         dropped = xp.maximum(self.dropped, gone)
         return replace(self, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped)
 

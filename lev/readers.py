@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK_NUMBERS = 2**21
+from lev import backend
+
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 _SAFETENSORS |= {"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -91,7 +92,7 @@ def open_rows(
     if dim is not None and dim != d:
         raise ValueError(f"dim is {dim}, but {name} holds rows of {d} numbers")
     first, end = _checked_rows(name, rows, None if pipe else n)
-    step = max(1, _BLOCK_NUMBERS // d) if block_rows is None else block_rows
+    step = max(1, backend.BLOCK // d) if block_rows is None else block_rows
     if step < 1:
         raise ValueError(f"block_rows must be >= 1; got {block_rows}")
     seekable = not pipe and Path(source).suffix.lower() != ".npz"

@@ -30,7 +30,7 @@ from lev.universal import UniversalSet, universal_sets
 from lev.weighting import Weighting
 from lev.window import SlidingWindowSketch
 
-_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, 3 * 2**20
+_SMALLEST_BLOCK, _BLOCK_NUMBERS = 256, backend.BLOCK
 
 
 class Sketch(Fed, store.Stored):
@@ -184,10 +184,15 @@ class Sketch(Fed, store.Stored):
             ids = backend.intake("indices", indices)[0]
         with backend.single_blas():
             draft._flush()
-            draft._streams = prune_all(draft._streams)
+            if draft._holds(ids).any():  # by an earlier form, so it may not have to
+                draft._streams = prune_all(draft._streams)
         self.__dict__.update(draft.__dict__)
-        kept = np.array([np.isin(ids, stream.kept[0].ids) for stream in self._streams])
+        kept = self._holds(ids)
         return self._family.out(kept.reshape(*self.heads, len(ids)))
+
+    def _holds(self, ids: np.ndarray) -> np.ndarray:
+        """Return which of ``ids`` each stream holds, (streams, m) bool."""
+        return np.array([np.isin(ids, np.concatenate([rows.ids for rows in s.kept])) for s in self._streams])
 
     def _kept(self) -> Iterable[Rows]:
         return (rows for stream in self._streams for rows in stream.kept)
