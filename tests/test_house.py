@@ -16,11 +16,11 @@ ROOT = Path(lev.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 EXAMPLES = sorted((ROOT.parent / "examples").glob("*.py"))
 LAYERS = [
-    {"bounds", "checks", "rows", "readers", "cpu"},
+    {"bounds", "checks", "rows", "cpu"},
     {"gpu", "whitening"},
     {"place"},
     {"backend"},
-    {"ids"},
+    {"ids", "readers"},
     {"frame"},
     {"rounding"},
     {"factor"},

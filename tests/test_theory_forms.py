@@ -104,7 +104,7 @@ def test_normaliser_is_bracketed(keys, seed):
 def test_rows_only_lower_scores(keys, epsilon):
     sketch, bound = lev.Sketch(keys.shape[1], epsilon), {}
     for row in keys:
-        sketch.admit(row[None])
+        sketch = sketch.update(row[None])._settle().copy()  # the bounds so far stay with the rows
         found = sketch.universal_set()
         assert all(score <= bound.get(j, 1) for j, score in zip(found.indices, found.scores, strict=True))
         bound = {j: bound.get(j, 1) for j in bound if j in found.indices} | dict(
