@@ -177,9 +177,8 @@ class Candidates:
         def chosen(part: slice) -> tuple[Rows, float]:
             return self._chosen(rows.take(part), rows.lower[part], upper[part])
 
-        many = (
-            np.count_nonzero(upper >= self.epsilon) > backend.PIECE
-        )  # to copy; else one core is done before two start
+        # to copy; with few, one core is done before two have started
+        many = np.count_nonzero(upper >= self.epsilon) > backend.PIECE
         parts = backend.slices(len(rows), backend.TASK if many else len(rows))
         found, dropped = zip(*backend.run(chosen, parts), strict=True)
         kept = tuple(some for some in (*self.kept, *found) if len(some)) or found[-1:]

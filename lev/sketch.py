@@ -214,7 +214,7 @@ class Sketch(Fed, store.Stored):
             return largest
         seen = self._streams[0].seen
         if self.sample < 1:
-            seen = 4 * seen if seen else 2 * int(self.dim / self.epsilon)
+            seen = 4 * seen if seen else int(min(largest, 2 * self.dim / self.epsilon))
         return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
 
     def _stream(self, rows: Rows) -> None:

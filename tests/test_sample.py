@@ -161,6 +161,12 @@ def test_a_long_stream_leaves_most_rows_out_of_its_form():
     np.testing.assert_allclose(second.scores, exact.scores, rtol=1e-9)
 
 
+@pytest.mark.parametrize("epsilon", [5e-324, 1e-9, 1.0])
+def test_any_epsilon_has_a_first_block(epsilon):
+    keys = np.random.default_rng(2).standard_normal((400, 3))
+    assert len(lev.Sketch(3, epsilon, sample=0.5).update(keys).universal_set()) == (0 if epsilon == 1 else 400)
+
+
 def test_the_sample_is_the_same_in_any_order():
     keys, ids = np.full((20_000, 1), 1.0), np.arange(20_000)
     forms = []
