@@ -21,7 +21,7 @@ from lev.plot import percent
 from output import COLOURS, picture, report, table
 
 OWN = "lev.Sketch, in blocks"
-SHAPE = (5_000, 64) if QUICK else (100_000, 64)
+SHAPE = (2_000, 64) if QUICK else (100_000, 64)
 
 
 def measure():

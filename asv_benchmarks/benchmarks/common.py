@@ -9,7 +9,7 @@ import scipy.linalg
 
 QUICK = bool(os.environ.get("LEV_BENCH_QUICK"))
 EPSILON = 0.05
-SHAPES = [(20_000, 64), (10_000, 128)] if QUICK else [(1_000_000, 64), (500_000, 128)]
+SHAPES = [(20_000, 64)] if QUICK else [(1_000_000, 64), (500_000, 128)]
 HEADS = [(8, 197, 64)] if QUICK else [(768, 197, 64), (24, 8192, 64)]
 CONDITIONS = [300] if QUICK else [1, 30, 300]
 REPEATS = 1 if QUICK else 9
