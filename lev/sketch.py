@@ -184,10 +184,11 @@ class Sketch(Fed, store.Stored):
             ids = backend.intake("indices", indices)[0]
         with backend.single_blas():
             draft._flush()
-            if draft._holds(ids).any():  # by an earlier form, so it may not have to
+            kept = draft._holds(ids)
+            if kept.any() and not all(stream.current for stream in draft._streams):  # then by an earlier form
                 draft._streams = prune_all(draft._streams)
+                kept = draft._holds(ids)
         self.__dict__.update(draft.__dict__)
-        kept = self._holds(ids)
         return self._family.out(kept.reshape(*self.heads, len(ids)))
 
     def _holds(self, ids: np.ndarray) -> np.ndarray:
