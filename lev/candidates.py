@@ -123,7 +123,7 @@ class Candidates:
         enter, odds, totals, most = zip(*backend.run(sifted, backend.tapered(len(rows))), strict=True)
         places, upper = np.concatenate(enter), scores_of(np.concatenate(odds))
         some = replace(rows.take(places), upper=upper)
-        unknown = np.flatnonzero(upper == 1)  # as that of a row is that is not finite
+        unknown = np.flatnonzero(upper == 1)  # as are those of rows that are not finite
         finite = np.isfinite(some.keys[unknown]).all(axis=1)
         if not finite.all():
             raise NonFiniteRow(int(places[unknown[finite.argmin()]]))
@@ -179,7 +179,7 @@ class Candidates:
 
         # to copy; with few, one core is done before two have started
         many = np.count_nonzero(upper >= self.epsilon) > backend.PIECE
-        parts = backend.slices(len(rows), backend.TASK if many else len(rows))
+        parts = backend.slices(len(rows), backend.TASK) if many else [slice(None)]
         found, dropped = zip(*backend.run(chosen, parts), strict=True)
         kept = tuple(some for some in (*self.kept, *found) if len(some)) or found[-1:]
         return replace(self, kept=kept, dropped=max(self.dropped, *dropped))

@@ -38,12 +38,6 @@ class Factor:
         return float(np.square(self.whiten).sum())
 
     @cached_property
-    def full(self) -> np.ndarray:
-        """T W, (D, r), for rows in the frame's columns."""
-        triangle = self.frame.triangle
-        return self.whiten if triangle is None else triangle.whitener @ self.whiten
-
-    @cached_property
     def lower(self) -> np.ndarray:
         """L with L L^T = W W^T, a lower triangle: ||y L|| = ||y W|| for half the work."""
         if not np.triu(self.whiten, 1).any():
@@ -200,7 +194,7 @@ def _screen(judge: Factor, epsilon: float) -> Screen:
 
 @functools.lru_cache(maxsize=4)
 def _sieve(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
-    # as many columns as are multiplied at a time cost what one of them costs
+    # lev.cpu.tile multiplies so many columns at a time, at the cost of one
     screen, width = _screen(judge, epsilon), judge.width(epsilon, 16 if judge.single(dtype) else 8)
     if 2 * width >= judge.rank:  # the triangle of all is cheaper than a matrix so wide
         return screen

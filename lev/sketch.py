@@ -213,10 +213,10 @@ class Sketch(Fed, store.Stored):
         largest = max(_SMALLEST_BLOCK, most // self.dim // len(self._streams))
         if self.p == 2 and self.sample == 1:
             return largest
-        seen = self._streams[0].seen
+        length = self._streams[0].seen
         if self.sample < 1:
-            seen = 4 * seen if seen else int(min(largest, 2 * self.dim / self.epsilon))
-        return min(largest, max(_SMALLEST_BLOCK, 1 << (seen.bit_length() - 1) if seen else 0))
+            length = 4 * length if length else int(min(largest, 2 * self.dim / self.epsilon))
+        return min(largest, max(_SMALLEST_BLOCK, 1 << (length.bit_length() - 1) if length else 0))
 
     def _stream(self, rows: Rows) -> None:
         """Absorb the pending rows and ``rows`` block by block; what is short of a block waits."""

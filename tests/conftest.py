@@ -23,8 +23,9 @@ hypothesis.settings.load_profile("lev")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 8 rows in groups of 2 or 4, so that short streams see every path of a long one."""
+    """Blocks of 8 rows in tasks of 4 and groups of 2 or 4, so that short streams see every path of a long one."""
     monkeypatch.setattr(backend, "GROUPS", (2, 4))
+    monkeypatch.setattr(backend, "PIECE", 4)
     monkeypatch.setattr(sketch, "_SMALLEST_BLOCK", 8)
     monkeypatch.setattr(sketch, "_BLOCK_NUMBERS", 8)
 

@@ -161,6 +161,16 @@ def test_a_long_stream_leaves_most_rows_out_of_its_form():
     np.testing.assert_allclose(second.scores, exact.scores, rtol=1e-9)
 
 
+@small_blocks
+@pytest.mark.parametrize("place", range(8, 16))
+def test_what_is_left_out_is_bounded_in_every_task(place):
+    keys = np.ones((16, 1))
+    keys[place] = 2
+    sketch = sketched(keys, [0, 16], 0.9, 1e-9)
+    assert sketch._settle()._streams[0].left == 8
+    assert_universal(sketch.universal_set(), keys, sketch)
+
+
 @pytest.mark.parametrize("epsilon", [5e-324, 1e-9, 1.0])
 def test_any_epsilon_has_a_first_block(epsilon):
     keys = np.random.default_rng(2).standard_normal((400, 3))
