@@ -109,7 +109,8 @@ class Form:
             gram, energy = (sum(getattr(part, name) for part in parts) for name in ("gram", "energy"))
             tail = np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
         rows, sums = self.rows + len(block), self.sums + len(parts)
-        return replace(self, gram=self.gram + gram, rows=rows, sums=sums, tail=tail), parts
+        grown = replace(self, gram=self.gram + gram, rows=rows, sums=sums, tail=tail)
+        return min(grown, grown.charged(), key=lambda form: np.linalg.norm(form.tail)), parts
 
     def grown(
         self, block: np.ndarray, judge: Factor | None, factors: np.ndarray | None = None
@@ -137,7 +138,7 @@ class Form:
     def _turned(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the coordinates of rows x in the frame's columns, and which leave the span."""
         y, outside = self.frame.coordinates(x)
-        return y, self.frame.leaves(x, outside, self.tail, self.excuse)
+        return y, self.frame.leaves(x, outside, [(form.tail, form.excuse) for form in {self, self.charged()}])
 
     def weigh(
         self,
@@ -302,6 +303,15 @@ class Form:
         gram, tail = np.ldexp(self.gram, -2 * grown), np.ldexp(self.tail, -grown)
         return replace(self, frame=frame, gram=gram, tail=tail), None if judge is None else judge.shifted(frame, grown)
 
+    def charged(self) -> Form:
+        """Return the form with every row charged for its rounding, and so none excused."""
+        if not self.excuse:
+            return self
+        with np.errstate(invalid="ignore"):
+            root = np.eye(self.rank) if self.frame.triangle is None else self.frame.triangle.root
+            energy = np.einsum("ij,ij->j", root, self.gram @ root)
+        return replace(self, tail=np.sqrt(energy), excuse=0.0)
+
     def scaled(self, factor: float) -> Form:
         """Return the form times a positive factor."""
         if factor == 1 or not self.rank:
@@ -313,7 +323,7 @@ class Form:
         if self.rank < self.frame.dim or self.frame.triangle is None:
             return self
         root, frame = self.root(), Frame(self.frame.exponents)
-        plain = replace(self, frame=frame, gram=root.T @ root, sums=0, inherited=self._bequest())
+        plain = replace(self, frame=frame, gram=root.T @ root, sums=0, inherited=self._bequest()).charged()
         return plain if plain.margin() <= self.limit / 4 else self
 
     def check(self, dim: int) -> None:

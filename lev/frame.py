@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,11 +129,17 @@ class Frame:
         backend.kernels_of(rows).gram(rows, factors, *given, gram, norms, totals)
         return gram, norms, totals
 
-    def leaves(self, x: np.ndarray, outside: np.ndarray, tail: np.ndarray, excuse: float) -> np.ndarray:
-        """Say which rows leave the span by more than their own rounding and that of the rows behind ``tail``."""
+    def leaves(self, x: np.ndarray, outside: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
+        """Say which rows leave the span by more than rounding may: their own and that of the rows behind a tail.
+
+        ``charges`` are pairs of a tail and its excuse; each of them bounds the rounding.
+        """
+        leaves = np.zeros(len(x), bool)
         if self.triangle is None or not outside.size:
-            return np.zeros(len(x), bool)
-        return ~np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur, axis=1)
+            return leaves
+        for tail, excuse in charges:
+            leaves |= ~np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur, axis=1)
+        return leaves
 
     def shifted(self, power: int) -> Frame:
         """Return the frame of all rows times 2^-power; what falls below _NEVER is nothing beside later rows."""
@@ -173,8 +179,9 @@ def whitening_frame(parts: Sequence[Stacked], excuse: float) -> tuple[Frame, np.
     # row i of the stack is row p[i] of L: the inverse permutation puts the rows that elimination pivots on first
     p = scipy.linalg.lu(stack[:, pivots], p_indices=True, check_finite=False)[0]
     stack = stack[np.argsort(p)]
-    cut, excuse = _excused(stack[:, pivots], excuse)
-    tails += (1 + excuse) ** 2 * np.square(stack[cut:]).sum(axis=0)
+    cut, excuse = _excused(stack[:, pivots], excuse, math.sqrt(tails.sum()))
+    charged = np.square(stack[cut:]).sum(axis=0)
+    tails = tails + (1 + excuse) ** 2 * charged if cut else charged  # all rows are in the stack
     diagonal, noise = np.abs(np.diagonal(matrix)), math.sqrt(tails.sum())
     null = np.flatnonzero(diagonal <= max(bounds.null_level(stack.shape[1]) * noise, bounds.SMALLEST_PIVOT))
     rank = int(null[0]) if null.size else len(diagonal)
@@ -182,15 +189,16 @@ def whitening_frame(parts: Sequence[Stacked], excuse: float) -> tuple[Frame, np.
     return Frame(exponents, triangle), np.sqrt(tails), excuse
 
 
-def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
+def _excused(rows: np.ndarray, excuse: float, tail: float) -> tuple[int, float]:
     """Return how many of the leading rows are not charged for their rounding, and what that costs the others.
 
     The rounding of independent rows X is a common factor, X + E = X (I + X^-1 E), which scores do not see; any
-    other row x then is off by at most |x| g u, g = || |X^-1| |X| ||.  That pays where X dwarfs the rest.
+    other row x then is off by at most |x| g u, g = || |X^-1| |X| ||.  That pays where X dwarfs the rest and ``tail``,
+    what was charged before; else every row is charged, and none has to pay.
     """
     norms = np.linalg.norm(rows, axis=1)
     left = np.sqrt(np.cumsum(norms[::-1] ** 2)[::-1])
-    best, cut, paid = (1 + excuse) * left[0], 0, excuse
+    best, cut, paid = left[0] / 2, 0, 0.0
     for j in range(1, min(rows.shape[0], rows.shape[1] + 1)):
         if not 0 < left[j] <= bounds.DWARFED * left[j - 1]:
             continue
@@ -199,8 +207,9 @@ def _excused(rows: np.ndarray, excuse: float) -> tuple[int, float]:
         except np.linalg.LinAlgError:  # dependent rows have no common factor to be excused by
             continue
         gain = max(excuse, float(np.linalg.norm(undo @ norms[:j])))
-        if gain <= bounds.MOST_EXCUSE and (1 + gain) * left[j] < best / 2:
-            best, cut, paid = (1 + gain) * left[j], j, gain
+        charge = math.hypot(tail, (1 + gain) * left[j])
+        if gain <= bounds.MOST_EXCUSE and charge < best:
+            best, cut, paid = charge, j, gain
     return cut, paid
 
 

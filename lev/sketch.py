@@ -125,7 +125,8 @@ class Sketch(Fed, store.Stored):
     def resolution(self) -> float:
         """rho: a weight w is held if sqrt(w) >= sqrt(epsilon) + rho ||K|| ||q|| / ||K q||.  Theory: 04, resolution.
 
-        The last term is only that large where the keys are nearly dependent, and their weak directions dropped.
+        The last term is only that large where the keys are nearly dependent, and their weak directions dropped.  Proved
+        for rows of one factorisation; for those of m, with sqrt(m) times the growth of their pivots.
         For p != 2 and with decay K stands for the weighted rows of the form.
         """
         return bounds.resolution(self.dim + self.intercept)

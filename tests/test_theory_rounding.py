@@ -12,6 +12,7 @@ from theorems import MARGIN, exact, few, note, seeds
 
 import lev
 from lev.form import Form
+from lev.frame import Stacked, whitening_frame
 
 rounding = note("04_rounding")
 many = note("13_heads")
@@ -207,6 +208,83 @@ def test_weight_above_the_blur_is_held(seed, decade, power, way):
     for weight, said, blur, held in hidden(sketch, keys, [exact.best_query(keys, row) for row in keys]):
         assert weight <= said + blur
         assert held or weight < math.sqrt(epsilon) + blur
+
+
+# two large rows that agree to a hundredth, which are excused beside a tiny one
+LARGE = np.array([[1.0, 1, 1], [1, 1, 1.01]])
+
+
+def excused(tiny):
+    """Return a form that excused the large rows, and its rows."""
+    rows = np.vstack([LARGE, [tiny]])
+    form = replace(Form.empty(3), limit=MARGIN)._through_qr(rows, None)
+    assert form.excuse > 99
+    return form, rows
+
+
+@pytest.mark.parametrize("way", ["admit", "merge"])
+@pytest.mark.parametrize("size", [1e-13, 1e-12])
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_excuse_does_not_blur_large_rows_to_come(size, way, apart):
+    large, small = 3 * LARGE, size * np.array([[1.0, -1, 0]])
+    blocks = [excused([1e-6 * size, -1e-6 * size, 0])[1], *([large, small] if apart else [large + small])]
+    sketch, start = lev.Sketch(3, 0.3), 0
+    for block in blocks:
+        if way == "merge":
+            sketch.merge(lev.Sketch(3, 0.3, start=start).update(block))
+        else:
+            sketch.admit(block)
+        start += len(block)
+    keys = np.vstack(blocks)
+    assert sketch.rank == 3
+    for weight, said, blur, held in hidden(sketch, keys, [exact.best_query(keys, row) for row in keys[-2:]]):
+        assert weight <= said + blur
+        assert held or weight < math.sqrt(0.3) + blur
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-11])
+def test_rows_are_charged_at_most_once(size):
+    form, rows = excused([1e-9, -1e-9, 0])
+    for i in range(400):
+        more = size * (LARGE[:1] if i % 20 == 0 else np.array([[1.0, -1, 0]]) * (-1) ** i)
+        form, rows = form._through_qr(more, None), np.vstack([rows, more])
+        sizes = np.linalg.norm(rows / 2.0**form.frame.exponents, axis=0)
+        assert np.linalg.norm(form.tail) <= (1 + 1e-9) * np.linalg.norm(sizes)
+        np.testing.assert_allclose(form.charged().tail, sizes if form.excuse else form.tail)
+    assert not form.excuse
+
+
+def test_nothing_is_excused_in_plain_columns():
+    rows = np.array([[1.0, 1], [2.0**-11, -(2.0**-11)]])
+    excuses = [whitening_frame([Stacked(rows, np.zeros(2, np.int64), np.full(2, tail))], 0.0)[2] for tail in (0, 1)]
+    assert excuses[0] >= 1
+    assert not excuses[1]  # nor where it does not pay
+    form = Form.empty(2)._through_qr(rows, None)
+    assert form.frame.triangle is None
+    assert not form.excuse
+    np.testing.assert_allclose(form.tail, np.linalg.norm(rows / 2.0**form.frame.exponents, axis=0))
+
+
+def test_large_rows_to_come_are_charged_rather_than_excused():
+    form, rows = excused([1e-9, 1e-9, 1e-9])
+    assert form.rank == 2
+    grown, _ = form._summed(3 * LARGE, None)
+    sizes = np.linalg.norm(np.vstack([rows, 3 * LARGE]) / 2.0**form.frame.exponents, axis=0)
+    assert not grown.excuse
+    np.testing.assert_allclose(grown.tail, sizes)
+    # and neither their own excuse nor their tail hides what they have outside the span
+    assert form._turned((3 * LARGE + 2e-13 * np.array([1.0, -1, 0])) * form.frame.scale)[1].all()
+
+
+@pytest.mark.parametrize("size", [1e-14, 3e-14])
+def test_merges_do_not_add_to_the_blur(size):
+    rng, line, many = np.random.default_rng(0), np.array([1.0, 0.7310585786300049]), 600
+    form = Form.empty(2)
+    for _ in range(many):
+        form = form.merge(Form.empty(2)._through_qr(rng.standard_normal((2, 1)) * line, None))
+    off = math.sqrt(2 * many) * (line + size * np.array([1.0, -1.0]))
+    assert form.rank == 1
+    assert form._through_qr(off[None], None).rank == 2
 
 
 def test_key_dropped_before_the_rank_rose_is_within_the_blur():
