@@ -22,7 +22,10 @@ _LEAST_POWER = -4000  # of two: less is nothing
 
 
 def _scaled(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return queries * 2^exponents with each row brought to one binade, and the powers of two taken out."""
+    """Return queries * 2^exponents with each row brought to one binade, and the powers of two taken out.
+
+    The exponents of columns that hold zeros alone are _NEVER: what a query has there would hide the rest of it.
+    """
     fraction, power = np.frexp(queries)
     power = np.where(fraction == 0, _NEVER, power + exponents)
     top = power.max(axis=1, initial=_NEVER, keepdims=True)
@@ -33,8 +36,9 @@ def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     """Return the queries in the form's columns, ||K q|| for them, and the powers of two taken out."""
     if queries.shape[1] < form.frame.dim:
         queries = np.hstack([queries, np.zeros((len(queries), 1))])
-    scaled, powers = _scaled(queries.astype(np.float64), form.frame.exponents)
-    return scaled, np.linalg.norm(scaled @ form.root().T, axis=1), powers
+    root = form.root()
+    scaled, powers = _scaled(queries.astype(np.float64), np.where(root.any(axis=0), form.frame.exponents, _NEVER))
+    return scaled, np.linalg.norm(scaled @ root.T, axis=1), powers
 
 
 def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +152,7 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
     epsilon, p = check_epsilon(epsilon), check_power(p)
     keys = backend.finite_matrix("keys", keys, None)[0].astype(np.float64)
     queries = backend.finite_matrix("queries", queries, keys.shape[1])[0].astype(np.float64)
-    exponents = np.frexp(np.abs(keys).max(axis=0, initial=0))[1]
+    exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], _NEVER)
     keys, (queries, _) = np.ldexp(keys, -exponents), _scaled(queries, exponents)
 
     def entries(part: slice) -> list[np.ndarray]:

@@ -165,3 +165,16 @@ def test_a_long_real_stream_in_parts_and_merged(shared):
     np.testing.assert_array_equal(merged.indices, whole.indices)
     truth = naive.orthonormal_scores(keys)
     np.testing.assert_array_equal(whole.indices, np.flatnonzero(truth >= epsilon))
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-300, 1.0, 1e300])
+def test_what_a_query_has_in_a_column_of_zeros_hides_nothing(size):
+    keys = size * np.array([[9.0, 0, 0, 3], [-3, 0, 5, 7], [1, 0, 2, 0]])
+    queries = np.random.default_rng(1).standard_normal((3, 4)) * np.array([1e-300, 1e300, 1e-300, 1e-300])
+    truth = np.array([naive.entries(query, keys, 2) for query in queries])
+    assert np.all(truth > 0)
+    sketch, causal = lev.Sketch(4, 1e-9).update(keys), lev.CausalSketch(4, 1e-9)
+    found = causal.update(keys[:2]).attend(keys[2:], queries[2:]).toarray()
+    np.testing.assert_allclose(lev.heavy_entries(queries, keys, 1e-9).toarray(), truth, rtol=1e-9)
+    np.testing.assert_allclose(sketch.heavy_hitters(queries).toarray(), truth, rtol=1e-9)
+    np.testing.assert_allclose(found, truth[2:], rtol=1e-9)
