@@ -68,7 +68,7 @@ class Factor:
     def share(self, root: np.ndarray, exponents: np.ndarray) -> float:
         """Return an upper bound in [0, 1] on the largest part in this form of one with rows root * 2^exponents."""
         x = np.ldexp(root, exponents - self.frame.exponents)
-        y, _ = self.frame.coordinates(x)
+        y = self.frame.coordinates(x)
         most = float(np.linalg.norm(y @ self.whiten, 2)) if y.size else 0.0
         error = (self.reach + bounds.dot_error(2 * self.frame.dim)) * float(np.linalg.norm(x))
         return min(1.0, (most * (1 + bounds.dot_error(2 * self.frame.dim)) + error) ** 2 * self.growth)
@@ -256,7 +256,7 @@ def _sizes(
     with np.errstate(over="ignore", invalid="ignore"):
         x, norms = frame.widen(rows, factors)
         plain = Frame(np.zeros(frame.rank, np.int64))
-        return *plain.scores(frame.coordinates(x)[0], None, matrix), norms
+        return *plain.scores(frame.coordinates(x), None, matrix), norms
 
 
 def _passing(upper: np.ndarray) -> np.ndarray:

@@ -123,22 +123,18 @@ class Form:
         groups = Groups.none(self.rank) if screen is None else screen.groups
         # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.frame.triangle is None:
-                gram, norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
-                energy, leaves = np.diagonal(gram), np.zeros(len(piece), bool)
-            else:
-                x, x_norms = self.frame.widen(piece, factors)
-                y, leaves = self._turned(x)
-                plain = Frame(np.zeros(self.rank, np.int64))
-                gram, norms, totals = plain.grams(y, None, groups.size, groups.precision)
-                energy, norms = np.einsum("ij,ij->j", x, x), np.maximum(x_norms, norms)
+            gram, energy, norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
+            leaves = self._leaves(piece, factors)
             upper = norms if screen is None else screen(piece, factors, totals, norms)
             return _Part(gram, energy, leaves, upper)
 
-    def _turned(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coordinates of rows x in the frame's columns, and which leave the span."""
-        y, outside = self.frame.coordinates(x)
-        return y, self.frame.leaves(x, outside, [(form.tail, form.excuse) for form in {self, self.charged()}])
+    def _leaves(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        """Say which rows, each times its factor, leave the span."""
+        if self.rank == self.frame.dim:
+            return np.zeros(len(rows), bool)
+        charges = [(form.tail, form.excuse) for form in {self, self.charged()}]
+        pieces = backend.pieces(rows, factors, backend.PIECE)  # which stay in cache
+        return np.concatenate([self.frame.leaves(self.frame.widen(*piece)[0], charges) for piece in pieces])
 
     def weigh(
         self,
@@ -164,8 +160,7 @@ class Form:
             return np.where(self._some(rows), np.inf, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             odds = bound(rows, factors)
-            if self.frame.triangle is not None:
-                odds[self._turned(self.frame.widen(rows, factors)[0])[1]] = np.inf
+            odds[self._leaves(rows, factors)] = np.inf
         tiny = np.flatnonzero(odds < bounds.SMALLEST_ODDS)
         if len(tiny):
             odds[tiny] = np.where(self._some(rows[tiny]), bounds.SMALLEST_ODDS, 0.0)

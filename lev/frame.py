@@ -13,6 +13,7 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 
 _NEVER = -(2**20)  # the power of two of zero
+_NO_PIVOTS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,28 +39,29 @@ class Triangle:
     @cached_property
     def inverse(self) -> np.ndarray:
         """The inverse of the leading triangle, (r, r)."""
-        return scipy.linalg.solve_triangular(self.square, np.eye(self.rank), check_finite=False)
+        inverse = scipy.linalg.solve_triangular(self.square, np.eye(self.rank), check_finite=False)
+        return np.ascontiguousarray(inverse)
 
     @cached_property
-    def basis(self) -> np.ndarray:
-        """[T | N], (D, D): x T whitens the rows that the triangle stands for, and x N vanishes for them."""
-        rank, dim = self.matrix.shape
-        basis = np.zeros((dim, dim))
-        basis[self.pivots[:rank], :rank] = self.inverse
-        basis[self.pivots[:rank], rank:] = -self.inverse @ self.matrix[:, rank:]
-        basis[self.pivots[rank:], rank:] = np.eye(dim - rank)
-        return basis
-
-    @property
     def whitener(self) -> np.ndarray:
-        """T, (D, r)."""
-        return self.basis[:, : self.rank]
+        """T, (D, r): x T whitens the rows that the triangle stands for."""
+        whitener = np.zeros(self.matrix.shape[::-1])
+        whitener[self.pivots[: self.rank]] = self.inverse
+        return whitener
+
+    @cached_property
+    def null(self) -> np.ndarray:
+        """N, (D, D - r): x N vanishes for the rows that the triangle stands for."""
+        rank, dim = self.matrix.shape
+        null = np.zeros((dim, dim - rank))
+        null[self.pivots[:rank]] = -self.inverse @ self.matrix[:, rank:]
+        null[self.pivots[rank:]] = np.eye(dim - rank)
+        return null
 
     @cached_property
     def blur(self) -> np.ndarray:
         """What rounding may leave of x N for an x of absolute values 1 in one column and 0 elsewhere, (D, D - r)."""
-        rank, dim = self.matrix.shape
-        return bounds.null_level(dim) * np.abs(self.basis[:, rank:])
+        return bounds.null_level(self.matrix.shape[1]) * np.abs(self.null)
 
     @cached_property
     def root(self) -> np.ndarray:
@@ -110,35 +112,41 @@ class Frame:
         backend.kernels_of(rows).scores(rows, factors, self.scale, matrix, squares, norms)
         return squares, norms
 
-    def coordinates(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return y, (m, r), and the part of x outside the span, (m, D - r)."""
-        if self.triangle is None:
-            return x, x[:, :0]
-        both = x @ self.triangle.basis
-        return both[:, : self.rank], both[:, self.rank :]
+    def coordinates(self, x: np.ndarray) -> np.ndarray:
+        """Return y, (m, r)."""
+        return x if self.triangle is None else x @ self.triangle.whitener
 
     def grams(
         self, rows: np.ndarray, factors: np.ndarray | None, size: int, precision: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return x^T x of the scaled rows x, each times its factor, their squared norms, and of each ``size`` rows the
-        sum of x ``precision`` x^T; of the precision, the upper triangle with what is above the diagonal doubled.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return of rows, each times its factor, y^T y, (r, r), and the energy of the scaled columns, (D,).
+
+        Also the larger of |x|^2 and |y|^2 of each, (m,), and of each ``size`` rows the sum of y ``precision`` y^T,
+        given the upper triangle of that with what is above the diagonal doubled.
         """
         rows, factors = for_kernels(rows, factors)
-        gram, norms, totals = np.empty((self.dim, self.dim)), np.empty(len(rows)), np.empty(-(-len(rows) // size))
-        given = self.scale, precision, size, backend.GROUPS[1]
-        backend.kernels_of(rows).gram(rows, factors, *given, gram, norms, totals)
-        return gram, norms, totals
+        rank, triangle = self.rank, self.triangle
+        gram, energy = np.empty((rank, rank)), np.zeros(self.dim)
+        norms, totals = np.empty(len(rows)), np.empty(-(-len(rows) // size))
+        turn = (_NO_PIVOTS, np.zeros((0, 0))) if triangle is None else (triangle.pivots[:rank], triangle.inverse)
+        given = self.scale, *turn, precision, size, backend.GROUPS[1]
+        backend.kernels_of(rows).gram(rows, factors, *given, gram, energy, norms, totals)
+        return gram, energy, norms, totals
 
-    def leaves(self, x: np.ndarray, outside: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
-        """Say which rows leave the span by more than rounding may: their own and that of the rows behind a tail.
+    def leaves(self, x: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
+        """Say which scaled rows leave the span by more than rounding may: their own and that of the rows behind a tail.
 
         ``charges`` are pairs of a tail and its excuse; each of them bounds the rounding.
         """
         leaves = np.zeros(len(x), bool)
-        if self.triangle is None or not outside.size:
+        if self.triangle is None or self.rank == self.dim:
             return leaves
+        outside, blur = np.abs(x @ self.triangle.null), self.triangle.blur
         for tail, excuse in charges:
-            leaves |= ~np.all(np.abs(outside) <= ((1 + excuse) * np.abs(x) + tail) @ self.triangle.blur, axis=1)
+            theirs = tail @ blur
+            doubtful = np.flatnonzero(~np.all(outside <= theirs, axis=1))
+            own = (1 + excuse) * np.abs(x[doubtful]) @ blur
+            leaves[doubtful] |= ~np.all(outside[doubtful] <= own + theirs, axis=1)
         return leaves
 
     def shifted(self, power: int) -> Frame:

@@ -99,7 +99,7 @@ def _ends(
 def _whitened(judge: Factor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows in coordinates in which the judge's form is the identity, and their rounding."""
     x, norms = judge.frame.widen(rows)
-    y, _ = judge.frame.coordinates(x)
+    y = judge.frame.coordinates(x)
     return y @ judge.whiten, judge.reach * np.sqrt(norms)
 
 

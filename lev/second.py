@@ -75,7 +75,7 @@ class _Space:
         judge, weighting = self.stream.factor, self.stream.weighting
         factors = weighting.scales(ids, self.stream.epoch) ** min(1.0, 2 / weighting.p)
         x, norms = judge.frame.widen(keys, factors)
-        y, _ = judge.frame.coordinates(x)
+        y = judge.frame.coordinates(x)
         return y @ judge.whiten, judge.reach * np.sqrt(norms)
 
 

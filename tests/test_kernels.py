@@ -23,32 +23,43 @@ def test_tapered_slices_hold_every_place_once_in_whole_groups(count):
     st.sampled_from([1, 3, 32, 64, 100]),
     st.integers(1, 3),
     st.booleans(),
+    st.floats(0, 1),
     st.integers(0, 99),
 )
-def test_gram_is_the_product_and_totals_are_sums(d, m, size, chain, affine, seed):
+def test_gram_is_the_product_and_totals_are_sums(d, m, size, chain, affine, share, seed):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((m, d)).astype(np.float32)
     factors, scale = rng.uniform(0.5, 2, m), np.exp2(rng.integers(-3, 4, d + affine))
     x = np.hstack([rows.astype(np.float64), np.ones((m, int(affine)))]) * scale * factors[:, None]
-    precision = rng.standard_normal((d + affine, d + affine))
+    rank = int(share * (d + affine))  # none: y is x
+    pivots, triangle = rng.permutation(d + affine)[:rank], np.triu(rng.standard_normal((rank, rank)))
+    y = x[:, pivots] @ triangle if rank else x
+    precision = rng.standard_normal((y.shape[1], y.shape[1]))
     precision += precision.T
     gram, norms, totals = np.empty_like(precision), np.empty(m), np.empty(-(-m // size))
-    doubled = np.triu(precision) + np.triu(precision, 1)
-    kernels.gram(rows, factors, scale, doubled, size, chain * size, gram, norms, totals)
-    np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12, atol=1e-11 * np.abs(x).max() ** 2)
-    np.testing.assert_allclose(norms, np.square(x).sum(axis=1), rtol=1e-12)
-    each = np.einsum("ij,jk,ik->i", x, precision, x)
+    doubled, energy = np.triu(precision) + np.triu(precision, 1), np.zeros(d + affine)
+    given = scale, pivots, triangle, doubled, size, chain * size
+    kernels.gram(rows, factors, *given, gram, energy, norms, totals)
+    largest = np.abs(y).max() ** 2
+    np.testing.assert_allclose(gram, y.T @ y, rtol=1e-12, atol=1e-11 * largest)
+    np.testing.assert_allclose(energy, np.square(x).sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(norms, np.maximum(np.square(x).sum(axis=1), np.square(y).sum(axis=1)), rtol=1e-12)
+    each = np.einsum("ij,jk,ik->i", y, precision, y)
     sums = np.add.reduceat(each, np.arange(0, m, size))
-    np.testing.assert_allclose(totals, sums, atol=1e-10 * np.abs(precision).sum() * np.abs(x).max() ** 2)
+    np.testing.assert_allclose(totals, sums, atol=1e-10 * np.abs(precision).sum() * largest)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_gram_passes_on_what_is_not_finite(bad):
     rows = np.ones((70, 5), np.float32)
     rows[69, 4] = bad
-    gram = np.empty((5, 5))
-    kernels.gram(rows, np.ones(70), np.ones(5), np.eye(5), 64, 64, gram, np.empty(70), np.empty(2))
-    assert not np.isfinite(gram[4, 4])
+    for pivots in ([], [0, 1, 2, 3, 4], [0, 1, 2]):
+        rank, energy = len(pivots), np.zeros(5)
+        gram = np.empty((rank or 5, rank or 5))
+        given = np.array(pivots, np.int64), np.eye(rank), np.eye(len(gram)), 64, 64
+        kernels.gram(rows, np.ones(70), np.ones(5), *given, gram, energy, np.empty(70), np.empty(2))
+        assert not np.isfinite(energy[4])
+        assert np.isfinite(gram).all() == (rank == 3)
 
 
 @settings(max_examples=60)

@@ -273,7 +273,7 @@ def test_large_rows_to_come_are_charged_rather_than_excused():
     assert not grown.excuse
     np.testing.assert_allclose(grown.tail, sizes)
     # and neither their own excuse nor their tail hides what they have outside the span
-    assert form._turned((3 * LARGE + 2e-13 * np.array([1.0, -1, 0])) * form.frame.scale)[1].all()
+    assert form._leaves(3 * LARGE + 2e-13 * np.array([1.0, -1, 0]), None).all()
 
 
 @pytest.mark.parametrize("size", [1e-14, 3e-14])

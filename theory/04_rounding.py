@@ -90,8 +90,8 @@ def groups(rng: np.random.Generator, kind: type) -> float:
     factor = Form.empty(3).add(seen, None, 1.0)[0].simplified().factor()
     bound = factor.groups(1.0)
     x, norms = factor.frame.widen(rows)
-    y, _ = factor.frame.coordinates(x)
-    _, y_norms, totals = Frame(np.zeros(3, np.int64)).grams(y, None, bound.size, bound.precision)
+    y = factor.frame.coordinates(x)
+    _, _, y_norms, totals = Frame(np.zeros(3, np.int64)).grams(y, None, bound.size, bound.precision)
     norms = np.maximum(norms, y_norms)
     odds, upper, worst = [exact.against(seen, row) for row in rows], bound(totals, norms), 0.0
     for group, end in enumerate(upper):

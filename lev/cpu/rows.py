@@ -5,9 +5,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lev.cpu.tile import HIGH, add_gram, firsts, from_tiles, padded, squares, tiles, to_tiles
+from lev.cpu.tile import HIGH, add_gram, firsts, from_tiles, padded, squares, tiles, to_tiles, turned
 
 CHUNK = 64  # rows that are widened at a time: they stay in the first cache
+_HELD = (CHUNK + HIGH - 1) // HIGH * HIGH
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -32,14 +33,20 @@ def widen(rows, factors, scale, out, norms):
 
 
 @numba.njit(cache=True, nogil=True)
-def gram(rows, factors, scale, precision, size, chain, out, norms, totals):
-    """Write the Gram matrix of ``factors[:, None] * rows * scale`` into ``out``, squared row norms into ``norms``.
+def gram(rows, factors, scale, pivots, triangle, precision, size, chain, out, energy, norms, totals):
+    """Write the Gram matrix of y = x[:, pivots] T into ``out``, for x = ``factors[:, None] * rows * scale``.
 
-    It is summed over ``chain`` rows at a time, a multiple of ``size``; ``totals`` gets the sum of x ``precision`` x^T
-    over each ``size`` rows, given the upper triangle with what stands above the diagonal doubled.
+    T is ``triangle``, upper; y is x where there are no pivots.  The sum of squares of each column of x is added to
+    ``energy``; ``norms`` gets the larger of |x|^2 and |y|^2, ``totals`` the sum of y ``precision`` y^T over each
+    ``size`` rows, given the upper triangle with what stands above the diagonal doubled.  ``chain`` rows at a time are
+    summed, a multiple of ``size``.
     """
-    m, dim = len(rows), len(scale)
-    x, part, whole, inverse = np.zeros((CHUNK, padded(dim))), tiles(dim), tiles(dim), tiles(dim)
+    m, dim = len(rows), len(out)
+    x = np.zeros((_HELD, padded(len(scale))))
+    y = np.zeros((_HELD, padded(dim))) if len(pivots) else x
+    picked = np.zeros((_HELD, len(pivots)))
+    right, part, whole, inverse = np.zeros((dim, padded(dim))), tiles(dim), tiles(dim), tiles(dim)
+    right[: len(pivots), : len(pivots)] = triangle
     to_tiles(precision, inverse)
     for first in range(0, m, chain):
         before, last = 0.0, min(first + chain, m)
@@ -48,12 +55,36 @@ def gram(rows, factors, scale, precision, size, chain, out, norms, totals):
             for start in range(group, end, CHUNK):
                 some = slice(start, min(start + CHUNK, end))
                 widen(rows[some], factors[some], scale, x, norms[some])
-                add_gram(x, some.stop - start, dim, part)
+                if len(pivots):
+                    turn(x, pivots, picked, right, y, energy, norms[some])
+                add_gram(y, some.stop - start, dim, part)
             total = dot(inverse.ravel(), part.ravel())
             totals[group // size] = total - before
             before = total
         fold(part.ravel(), whole.ravel())
     from_tiles(whole, out)
+    if not len(pivots):
+        energy += np.diag(out)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def turn(x, pivots, picked, right, y, energy, norms):
+    """Write x[:, pivots], ``picked``, times ``right`` into y for the rows of ``norms``, and raise these to |y|^2.
+
+    The squares of x are added to ``energy``, of each column.
+    """
+    m = len(norms)
+    for i in range(m):
+        for j in range(len(energy)):
+            energy[j] += x[i, j] * x[i, j]
+        for j in range(len(pivots)):
+            picked[i, j] = x[i, pivots[j]]
+    turned(picked, m, right, y)
+    for i in range(m):
+        total = 0.0
+        for j in range(len(pivots)):
+            total += y[i, j] * y[i, j]
+        norms[i] = max(norms[i], total)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})

@@ -221,3 +221,16 @@ def add_product(left, first, last, right, out, row, columns):
     """
     for j in range(0, columns, WIDE * LANES):
         _add_product(left, first, last, right, row, j, out, row, j)
+
+
+@numba.njit(cache=True, nogil=True)
+def turned(x, m, right, out):
+    """Write the first m rows of x times ``right``, an upper triangle, into ``out``.
+
+    Right and out are ``padded`` columns wide; x and out hold as many rows, a multiple of HIGH.
+    """
+    step, dim = WIDE * LANES, len(right)
+    out[:m] = 0
+    for i in range(0, m, HIGH):
+        for j in range(0, dim, step):
+            _add_product(x, 0, min(j + step, dim), right, i, j, out, i, j)
