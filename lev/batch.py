@@ -2,7 +2,8 @@
 
 Of a block the Gram matrices are added and factored, the block and the rows kept so far are filtered by the factor, and
 the few that pass are scored in float64.  One answer comes back to the host: how many passed, and which heads are
-proved.  The same lines run over NumPy and CuPy.  Theory: 13, 14.
+proved; for p != 2, where rows enter with weights, one more before it: whether these are large.  The same lines run over
+NumPy and CuPy.  Theory: 12, 13, 14.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from lev.rows import Rows
 from lev.weighting import Weighting
 from lev.whitening import Screen, Whitener
 
+_ROUNDS = 8  # of weighing a block against itself
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -38,6 +41,8 @@ class Batch:
     upper: Any  # (heads, most)
     dropped: Any  # (heads,) the largest bound of a row that was dropped
     inherited: Any  # (heads,) relative margin of the Gram matrices from before they came to the device
+    mass: Any  # (heads,) the sum of the weights, for p != 2
+    weighting: Weighting
     screen: Screen | None = None  # of the forms as they are, once they hold rows
     rows: int = 0  # of each head, in the forms
     error: float = 0.0  # of the Gram matrices, relative to the trace
@@ -45,13 +50,13 @@ class Batch:
     sums: int = 0
 
     @classmethod
-    def empty(cls, place: Place, kind: str, fast: bool, block: Any) -> Batch:
+    def empty(cls, place: Place, kind: str, fast: bool, p: float, block: Any) -> Batch:
         """Return the state before any row, for heads and columns like those of ``block``."""
         xp, (many, _, d) = place.arrays, block.shape
         gram, none = xp.zeros((many, d, d)), xp.zeros((many, 0))
         white = whitening.whitener(place.kernels, gram, 0.0, 0.0, xp.zeros(many), 0.0)
-        zeros = xp.zeros(many)
-        return cls(place, kind, fast, white, gram, block[:, :0], none.astype("int64"), none, none, zeros, zeros)
+        zeros, ids = xp.zeros(many), none.astype("int64")
+        return cls(place, kind, fast, white, gram, block[:, :0], ids, none, none, zeros, zeros, zeros, Weighting(p))
 
     # -- add -----------------------------------------------------------------------------------------------
 
@@ -62,7 +67,7 @@ class Batch:
         """
         xp = self.place.arrays
         grown, screen = self._grown(block, tensor)._judged(epsilon)
-        parts = [self._screened(part, screen) for part in (self.keys, block)]
+        parts = [grown._screened(part, screen, epsilon) for part in (self.keys, block)]
         finite = xp.isfinite(xp.diagonal(grown.gram, axis1=1, axis2=2)).all(axis=1)
         answers = [screen.proved, finite, *(count for _, count, _ in parts)]
         told = host(xp.stack([answer.astype("int64") for answer in answers]))  # the one wait for the device
@@ -72,9 +77,9 @@ class Batch:
         before = self._taken(parts[0][0], told[2] * proved, self.keys, self.ids, self.upper)
         after = self._taken(parts[1][0], told[3] * proved, block, own, one)
         keys, ids, upper = (xp.concatenate(pair, axis=1) for pair in zip(before, after, strict=True))
-        lower, now = grown.white.ends(self.place.kernels.wide(keys, self.kind))
-        peaks = xp.stack([peak.astype("float64") * screen.unit for _, _, peak in parts]).max(axis=0)
-        dropped = xp.maximum(self.dropped, xp.minimum(peaks**2, epsilon))
+        lower, now = grown._ends(keys)
+        most = xp.maximum(parts[0][2], parts[1][2])
+        dropped = xp.maximum(self.dropped, xp.minimum(most, epsilon))
         upper = xp.minimum(now, upper)
         kept = replace(grown, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped)
         return kept, proved, bool(told[1].all())
@@ -82,22 +87,97 @@ class Batch:
     def _grown(self, block: Any, tensor: bool) -> Batch:
         """Return the state with the block in its forms."""
         kernels, m = self.place.kernels, block.shape[1]
-        tensor = tensor and kernels.tensor(self.kind, block.shape[2])
-        gram = self.gram + kernels.gram(block, self.kind, tensor)
-        error, underflow = bounds.batch_gram_error(m, tensor), self.underflow + bounds.underflow(m, tensor)
-        error, rows = max(self.error, error), self.rows + m
-        return replace(self, gram=gram, rows=rows, error=error, underflow=underflow, sums=self.sums + 1)
+        tensor, weighted = tensor and kernels.tensor(self.kind, block.shape[2]), self.weighting.p != 2
+        # a row times its factor is rounded, and so is the factor
+        error = max(self.error, bounds.batch_gram_error(m, tensor) + weighted * bounds.dot_error(4))
+        underflow = self.underflow + bounds.underflow(m, tensor)
+        grown = replace(self, rows=self.rows + m, error=error, underflow=underflow, sums=self.sums + 1)
+        if weighted:
+            return grown._weighed(block, grown._weights(block))
+        return replace(grown, gram=self.gram + kernels.gram(block, self.kind, tensor))
+
+    def _weighed(self, block: Any, weights: Any) -> Batch:
+        """Return the state with the block in its forms, each row with its weight."""
+        xp, power = self.place.arrays, 0.5 - 1 / self.weighting.p
+        factors = xp.where(weights == 0, 0.0, xp.where(weights == 0, 1.0, weights) ** power)
+        gram = self.gram + self.place.kernels.gram(block, self.kind, False, factors)
+        mass = self.mass + weights.sum(axis=1) * (1 + bounds.dot_error(block.shape[1]))
+        return replace(self, gram=gram, mass=mass)
+
+    def _weights(self, block: Any) -> Any:
+        """Return weights that rows may enter with, (heads, m), by the forms of the blocks before, else 1.
+
+        Where they are large, for the forms know too little of the rows, the block is weighed against itself.
+        """
+        xp, kernels, known = self.place.arrays, self.place.kernels, self.white.proved
+        if self.screen is None:
+            weights, known = xp.where(kernels.odds(block, self.kind, self.gram) == 0, 0.0, 1.0), xp.ones_like(known)
+        else:
+            p, odds = self.weighting.p, self.white.odds(kernels, block, self.kind)[1]
+            weights = xp.minimum(kernels.lewis_roots(odds, p) * (1 + bounds.power_error(p)), 1.0)
+        sums = xp.where(known, weights.sum(axis=1), 0.0)  # of other heads the state says nothing
+        if host(sums).max(initial=0.0) <= 2 * (1 + block.shape[2]):
+            return weights
+        return self._balanced(block, weights)
+
+    def _own(self, white: Whitener, block: Any) -> Any:
+        """Return (k^T M^-1 k)^(p/2) of rows, (heads, m), at most 1, for the form M of ``white``."""
+        p, xp = self.weighting.p, self.place.arrays
+        odds = xp.minimum(white.odds(self.place.kernels, block, self.kind)[1], 1.0)
+        return xp.minimum(odds ** (p / 2) * (1 + bounds.power_error(p)), 1.0)
+
+    def _balanced(self, block: Any, weights: Any) -> Any:
+        """Return smaller weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make.
+
+        That holds for the weights that come.  For p < 2 it goes on to hold where they fall to what it asks; for p > 2
+        they are brought near that and then raised together, which leaves M larger.  Theory: 12.
+        """
+        xp, p = self.place.arrays, self.weighting.p
+        for turn in range(_ROUNDS):
+            white = self._weighed(block, weights)._whitened()
+            own = xp.where(weights == 0, 0.0, self._own(white, block))
+            if p < 2:
+                weights = xp.where(white.proved[:, None], xp.minimum(weights, own), weights)
+                continue
+            steps = own / xp.where(weights == 0, 1.0, weights)
+            if turn + 1 < _ROUNDS:
+                weights = xp.where(white.proved[:, None], weights * steps ** (4 / (2 + p)), weights)
+                continue
+            raised = xp.minimum(weights * xp.maximum(steps.max(axis=1, initial=1.0), 1.0)[:, None], 1.0)
+            weights = xp.where(weights == 0, 0.0, xp.where(white.proved[:, None], raised, 1.0))
+        return weights
+
+    def _whitened(self) -> Whitener:
+        limit, error = bounds.FAST_MARGIN if self.fast else self.finest, self.error + bounds.dot_error(self.sums)
+        return whitening.whitener(self.place.kernels, self.gram, error, self.underflow, self.inherited, limit)
 
     def _judged(self, epsilon: float) -> tuple[Batch, Screen]:
         """Return the state with its forms factored, and their filter."""
-        limit, error = bounds.FAST_MARGIN if self.fast else self.finest, self.error + bounds.dot_error(self.sums)
-        kernels = self.place.kernels
-        white = whitening.whitener(kernels, self.gram, error, self.underflow, self.inherited, limit)
-        screen = whitening.screen(kernels, white, epsilon, self.kind)
+        white = self._whitened()
+        screen = whitening.screen(self.place.kernels, white, epsilon, self.kind)
+        if self.weighting.p != 2:  # by :meth:`Whitener.odds` instead
+            screen = replace(screen, proved=white.proved)
         return replace(self, white=white, screen=screen), screen
 
-    def _screened(self, keys: Any, screen: Screen) -> tuple[Any, Any, Any]:
-        return self.place.kernels.screen(keys, self.kind, screen.parts, screen.scale, screen.limit)
+    def _screened(self, keys: Any, screen: Screen, epsilon: float) -> tuple[Any, Any, Any]:
+        """Return (found, count, most): rows of the forms that may reach epsilon, and a bound on what others reach."""
+        if self.weighting.p == 2:
+            given = screen.parts, screen.scale, screen.limit
+            found, count, peak = self.place.kernels.screen(keys, self.kind, *given)
+            return found, count, (peak.astype("float64") * screen.unit) ** 2
+        xp = self.place.arrays
+        lower, odds = (xp.minimum(end, 1.0) for end in self.white.odds(self.place.kernels, keys, self.kind))
+        upper = self.weighting.ends(lower, odds, self.mass[:, None], self.rows, xp.ones(1))[1]
+        passed = ~(upper < epsilon)
+        found = xp.argsort(xp.where(passed, 0, 1), axis=1, kind="stable")
+        return found, passed.sum(axis=1), xp.where(passed, 0.0, upper).max(axis=1, initial=0.0)
+
+    def _ends(self, keys: Any) -> tuple[Any, Any]:
+        """Return (lower, upper) of the sensitivities of rows of the forms, (heads, m) each."""
+        ends = self.white.ends(self.place.kernels.wide(keys, self.kind))
+        if self.weighting.p == 2:
+            return ends
+        return self.weighting.ends(*ends, self.mass[:, None], self.rows, self.place.arrays.ones(1))
 
     def _taken(self, found: Any, counts: np.ndarray, keys: Any, ids: Any, upper: Any) -> tuple[Any, Any, Any]:
         """Return the rows (heads, most) that were found, in their order, zeros with id -1 after them."""
@@ -114,15 +194,20 @@ class Batch:
         rows = keys[each, places] * real[:, :, None].astype(keys.dtype)
         return rows, *(xp.where(real, column[each, places], none) for column, none in columns)
 
-    def passing(self, block: Any) -> Any:
+    def passing(self, block: Any, epsilon: float) -> Any:
         """Return which rows of a block, (heads, m) bool, are not proved to stay below epsilon.
 
-        The forms need not hold them: k^T M^-1 k only falls, and is above the score, while they do not.
+        The forms need not hold them: k^T M^-1 k only falls, and is above the score, while they do not; for p != 2 its
+        power is a weight that they may enter with, if they have not yet.
         """
         xp, (many, m, _) = self.place.arrays, block.shape
         if self.screen is None:
             return xp.ones((many, m), bool)
-        found, count, _ = self._screened(block, self.screen)
+        if self.weighting.p != 2:
+            weights = self._own(self.white, block)
+            ends = self.weighting.certified(weights, self.mass[:, None] + weights, self.rows + 1, xp.ones(1))
+            return ~(ends < epsilon) | ~self.white.proved[:, None]
+        found, count, _ = self._screened(block, self.screen, epsilon)
         places = xp.where(xp.arange(m) < count[:, None], found, m)
         passed = xp.zeros((many, m + 1), bool)
         passed[xp.arange(many)[:, None], places] = True
@@ -142,13 +227,30 @@ class Batch:
             sums=self.sums + other.sums + 1,
             inherited=xp.maximum(self.inherited, other.inherited),
             dropped=xp.maximum(self.dropped, other.dropped),
+            mass=self.mass + other.mass,
         )
-        joined, screen = both._judged(epsilon)
+        joined, screen = both._shared(self, other)._judged(epsilon)
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("keys", "ids", "upper"))
         keys, ids, upper = (xp.concatenate(pair, axis=1) for pair in pairs)
-        lower, now = joined.white.ends(self.place.kernels.wide(keys, self.kind))
+        lower, now = joined._ends(keys)
         whole = replace(joined, keys=keys, ids=ids, lower=lower, upper=xp.minimum(now, upper))
         return whole._pruned(epsilon), host(screen.proved)
+
+    def _shared(self, *parts: Batch) -> Batch:
+        """Return the state of both parts with weights that are no larger than needs be: in a part they had to be."""
+        p, xp = self.weighting.p, self.place.arrays
+        if p >= 2:
+            return self
+        white, share = self._whitened(), xp.zeros(len(self.gram))
+        turn = white.inverse * white.scale[:, None, :]
+        for part in parts:
+            own = turn @ part.gram @ turn.swapaxes(1, 2)
+            size = xp.trace(own, axis1=1, axis2=2)
+            most = xp.linalg.eigvalsh(xp.where(white.proved[:, None, None], own, 0.0))[:, -1]
+            share = xp.maximum(share, (most + bounds.dot_error(64 * own.shape[1]) * size) * white.high**2)
+        share = xp.where(white.proved, xp.minimum(share * (1 + 2 * self.finest), 1.0), 1.0)
+        share = xp.where(share > 0, share, 1.0)
+        return replace(self, gram=self.gram * share[:, None, None] ** (1 - 2 / p), mass=self.mass * share)
 
     def _pruned(self, epsilon: float) -> Batch:
         """Return the state with rows below epsilon gone and the others in the order of their ids."""
@@ -165,7 +267,7 @@ class Batch:
 
     @classmethod
     def of(
-        cls, place: Place, kind: str, fast: bool, streams: Sequence[Candidates], epsilon: float
+        cls, place: Place, kind: str, fast: bool, p: float, streams: Sequence[Candidates], epsilon: float
     ) -> tuple[Batch, np.ndarray]:
         """Return the state of heads that were at the CPU, and which of them can be here; all have seen as many rows."""
         heads, dim = len(streams), streams[0].form.frame.dim
@@ -173,6 +275,7 @@ class Batch:
         gram, keys = np.zeros((heads, dim, dim)), np.zeros((heads, most, dim), _BITS.get(kind, kind))
         ids, lower, upper = np.full((heads, most), -1), np.zeros((heads, most)), np.zeros((heads, most))
         inherited, dropped = np.ones(heads), np.zeros(heads)
+        mass = np.array([stream.mass for stream in streams])
         for head, stream in enumerate(streams):
             form, (rows,) = stream.form, stream.kept
             dropped[head] = stream.dropped
@@ -184,10 +287,10 @@ class Batch:
             keys[head, : len(rows)] = narrowed(rows.keys, kind)
             ids[head, : len(rows)], lower[head, : len(rows)] = rows.ids, rows.lower
             upper[head, : len(rows)] = rows.upper
-        arrays = (place.bring(part) for part in (gram, keys, ids, lower, upper, dropped, inherited))
-        gram, keys, ids, lower, upper, dropped, inherited = arrays
-        empty = cls.empty(place, kind, fast, keys)
-        whole = replace(empty, gram=gram, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped)
+        arrays = (place.bring(part) for part in (gram, keys, ids, lower, upper, dropped, inherited, mass))
+        gram, keys, ids, lower, upper, dropped, inherited, mass = arrays
+        empty = cls.empty(place, kind, fast, p, keys)
+        whole = replace(empty, gram=gram, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped, mass=mass)
         whole = replace(whole, inherited=inherited, rows=streams[0].form.rows, sums=1)
         judged, screen = whole._judged(epsilon)
         return judged, host(screen.proved)
@@ -233,7 +336,8 @@ class Batch:
         real = np.flatnonzero(host(self.ids[head]) >= 0)
         ids, lower, upper = (host(part[head])[real] for part in (self.ids, self.lower, self.upper))
         rows = Rows(self.numpy(self.keys[head])[real], ids, np.zeros((len(ids), 0)), lower, upper)
-        return Candidates(epsilon, Weighting(), form, (rows,), dropped=float(self.dropped[head]))
+        dropped, mass = float(self.dropped[head]), float(self.mass[head])
+        return Candidates(epsilon, self.weighting, form, (rows,), dropped=dropped, mass=mass)
 
     def numpy(self, keys: Any) -> np.ndarray:
         """Return keys of the device as the CPU takes them: bfloat16 as float32."""

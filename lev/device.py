@@ -16,7 +16,7 @@ import numpy as np
 from lev import backend
 from lev.batch import Batch, narrowed
 from lev.candidates import Candidates
-from lev.checks import check_answerable, check_epsilon, check_heads, check_integer
+from lev.checks import check_answerable, check_epsilon, check_heads, check_integer, check_power
 from lev.form import Form
 from lev.ids import Ids
 from lev.place import Place, arrive, host
@@ -30,21 +30,23 @@ _WIDEST = 256
 
 
 class DeviceSketch:
-    """A :class:`lev.Sketch` for p = 2 of many heads, on the device of the keys that come.
+    """A :class:`lev.Sketch` of many heads, on the device of the keys that come.
 
     Parameters
     ----------
     dim : number of columns of a key, at most 256
     epsilon : the threshold in (0, 1]
+    p : the exponent of the weights, any positive number
     heads : a shape, such as (batch, heads), of independent streams that are fed together
     start : the id of the first row
-    fast : sum products of 16-bit keys on tensor cores, in float32: scores are then known to within
+    fast : (p = 2) sum products of 16-bit keys on tensor cores, in float32: scores are then known to within
         ``bounds.FAST_MARGIN`` only, so the set may be larger
 
     Keys are torch CUDA tensors, CuPy arrays, or arrays on the CPU (by the NumPy twins of the kernels).
     Guarantee: as for :class:`lev.Sketch`; ``exact`` is True only where every member is proved to reach epsilon.  How
     a stream is split into updates may change bits of the scores, never the guarantee.
-    Cost: a block is read twice; memory O(d^2) and the kept rows for each head.
+    Cost: a block is read twice, for p != 2 four times, and the first block and such as the forms know little of some
+    sixteen times more; memory O(d^2) and the kept rows for each head.
     Raises TypeError and ValueError for bad arguments.
 
     >>> import numpy as np
@@ -57,14 +59,24 @@ class DeviceSketch:
     """
 
     def __init__(
-        self, dim: int, epsilon: float, *, heads: tuple[int, ...] = (), start: int = 0, fast: bool = False
+        self,
+        dim: int,
+        epsilon: float,
+        p: float = 2.0,
+        *,
+        heads: tuple[int, ...] = (),
+        start: int = 0,
+        fast: bool = False,
     ) -> None:
         self.dim = check_integer("dim", dim, 1)
         if self.dim > _WIDEST:
             raise ValueError(f"dim must be at most {_WIDEST} on a device; got {dim}")
         self.epsilon = check_epsilon(epsilon)
+        self.p = check_power(p)
         self.heads = check_heads(heads)
         self.fast = bool(fast)
+        if self.fast and self.p != 2:
+            raise ValueError(f"fast must be False for p != 2; got fast={fast!r}, p={p!r}")
         self.syncs = 0
         """How often an update waited for the device."""
         self._ids = Ids(check_integer("start", start, 0))
@@ -93,8 +105,8 @@ class DeviceSketch:
 
     def __repr__(self) -> str:
         return (
-            f"DeviceSketch(dim={self.dim}, epsilon={self.epsilon:g}, heads={self.heads}, count={self.count}, "
-            f"device={self._place.device}, fallen={self.fallen})"
+            f"DeviceSketch(dim={self.dim}, epsilon={self.epsilon:g}, p={self.p:g}, heads={self.heads}, "
+            f"count={self.count}, device={self._place.device}, fallen={self.fallen})"
         )
 
     # -- add rows ------------------------------------------------------------------------------------------
@@ -102,7 +114,8 @@ class DeviceSketch:
     def update(self, keys: Any) -> DeviceSketch:
         """Add rows, (*heads, m, dim), and return the sketch; the device and kind of keys stay what they were first.
 
-        Rows wait for a block; one answer of the device is awaited for a block, and one for rows that wait.
+        Rows wait for a block; one answer of the device is awaited for a block, two for p != 2, and one for rows that
+        wait.
         Raises TypeError, ValueError (for NaN and infinity with the first bad row), RuntimeError where CuPy is missing
         or the card too old, and MemoryError; then nothing has changed.
         """
@@ -130,7 +143,7 @@ class DeviceSketch:
         with place.current():
             kept = place.arrays.ones(block.shape[:2], bool)
             if self._state is not None and block.shape[1]:
-                kept = self._state.passing(block)
+                kept = self._state.passing(block, self.epsilon)
             kept[list(self._fallen)] = True
             return place.out(kept.reshape(*self.heads, block.shape[1]))
 
@@ -172,11 +185,12 @@ class DeviceSketch:
 
     def _absorb(self, block: Any) -> None:
         """Add one block on the device, and again at the CPU for heads that are not proved there."""
-        old, m = self._state or Batch.empty(self._place, self._kind, self.fast, block), block.shape[1]
+        old = self._state or Batch.empty(self._place, self._kind, self.fast, self.p, block)
+        m = block.shape[1]
         first = self._ids.following - m
         for tensor in [True, False] if self.fast else [False]:
             new, proved, finite = old.absorb(block, first, self.epsilon, tensor)
-            self.syncs += 1
+            self.syncs += 1 if self.p == 2 else 2
             if not finite:
                 self._refuse_bad(block, self._waiting)
             unproved = [head for head in np.flatnonzero(~proved).tolist() if head not in self._fallen]
@@ -198,7 +212,7 @@ class DeviceSketch:
         """
         if not isinstance(other, DeviceSketch):
             raise TypeError(f"other must be a DeviceSketch; got {type(other).__name__}")
-        for name in ("dim", "heads", "fast", "_kind", "_place"):
+        for name in ("dim", "p", "heads", "fast", "_kind", "_place"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and ((self.count and other.count) or name[0] != "_"):
                 raise ValueError(f"other has {name.strip('_')}={theirs!r}; merging needs {name.strip('_')}={mine!r}")
@@ -254,7 +268,7 @@ class DeviceSketch:
                 sets.append(self._set_of(self._fallen[head], epsilon))
                 continue
             rows = out(ids), out(keys, self._kind), out(upper)
-            sets.append(UniversalSet(*rows, None, epsilon, 2.0, self.count, exact, omitted))
+            sets.append(UniversalSet(*rows, None, epsilon, self.p, self.count, exact, omitted))
         return sets
 
     def _set_of(self, stream: Candidates, epsilon: float) -> UniversalSet:
@@ -263,7 +277,7 @@ class DeviceSketch:
         (rows,) = stream.kept
         exact = bool(np.all(rows.lower[rows.upper >= epsilon] >= epsilon * (1 - 2 * stream.form.limit)))
         found = UniversalSet.of(
-            rows, backend.NUMPY, epsilon=epsilon, count=self.count, exact=exact, omitted=stream.dropped
+            rows, backend.NUMPY, epsilon=epsilon, count=self.count, exact=exact, omitted=stream.dropped, p=self.p
         )
         keys = place.out(place.bring(narrowed(found.keys, self._kind)), self._kind)
         ids, scores = (place.out(place.bring(part)) for part in (found.indices, found.scores))
@@ -291,7 +305,7 @@ class DeviceSketch:
     def to_host(self) -> Sketch:
         """Return the :class:`lev.Sketch` of the same rows: for files, merges, and every other question."""
         twin = self._settled()
-        sketch = Sketch(self.dim, self.epsilon, heads=self.heads)
+        sketch = Sketch(self.dim, self.epsilon, self.p, heads=self.heads)
         with twin._place.current():
             sketch._streams = [twin._stream(head) for head in range(self._many)]
         sketch._ids = self._ids
@@ -303,11 +317,11 @@ class DeviceSketch:
 
         That is an array, or another sketch on the device.  The rows that the sketch kept must be of that dtype already.
         Heads that cannot be proved there stay at the CPU.
-        Raises TypeError, and ValueError for a sketch with what a device has not: p != 2, decay, payload, padding,
-        an intercept, a sample, or ids that were given; and for one to be like to which no key came.
+        Raises TypeError, and ValueError for a sketch with what a device has not: decay, payload, padding, an intercept,
+        a sample, or ids that were given; and for one to be like to which no key came.
         """
         _check_fits(sketch)
-        made = cls(sketch.dim, sketch.epsilon, heads=sketch.heads, fast=fast)
+        made = cls(sketch.dim, sketch.epsilon, sketch.p, heads=sketch.heads, fast=fast)
         if isinstance(like, DeviceSketch):
             made._kind, made._place = like._kind, like._place
         else:
@@ -322,7 +336,7 @@ class DeviceSketch:
             raise TypeError(f"like must be {kinds.pop()}, as the rows that the sketch kept; got {made._kind}")
         if sketch.count:
             with made._place.current():
-                made._state, proved = Batch.of(made._place, made._kind, fast, streams, made.epsilon)
+                made._state, proved = Batch.of(made._place, made._kind, fast, made.p, streams, made.epsilon)
             made._fallen = {head: streams[head] for head in np.flatnonzero(~proved).tolist()}
         return made
 
@@ -338,7 +352,7 @@ class DeviceSketch:
         if self._state is not None:
             return self._state.stream(head, self.epsilon)
         none = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))
-        return Candidates(self.epsilon, Weighting(), Form.empty(self.dim), (none,))
+        return Candidates(self.epsilon, Weighting(self.p), Form.empty(self.dim), (none,))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sketch to ``path``, where :func:`lev.load` reads it.  Raises OSError."""
@@ -350,7 +364,7 @@ def _check_fits(sketch: Any) -> None:
     if not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch; got {type(sketch).__name__}")
     given = sum(end - first for first, end in sketch._ids.spans) != sketch.count
-    wanted = {"p": 2.0, "decay": 1.0, "payload_dim": 0, "intercept": False, "sample": 1.0}
+    wanted = {"decay": 1.0, "payload_dim": 0, "intercept": False, "sample": 1.0}
     for name, value in wanted.items():
         if getattr(sketch, name) != value:
             raise ValueError(f"sketch has {name}={getattr(sketch, name)!r}; a device needs {name}={value!r}")

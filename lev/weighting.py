@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from lev import backend, bounds
+from lev.cpu.heads import arrays
 from lev.factor import scores_of
 
 _FINE = 64  # binary digits of an exponent of two
@@ -94,34 +96,35 @@ class Weighting:
         """Return the sum of the weights, which decay for p > 2."""
         return float((weights * scales**2).sum() if self.p > 2 else weights.sum())
 
-    def ends(
-        self, lower: np.ndarray, upper: np.ndarray, mass: float, rows: int, scales: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return proved (lower, upper), (m,), of sensitivities from those of s^2 k^T M^+ k, s the scale of the row.
+    def ends(self, lower: Any, upper: Any, mass: Any, rows: int, scales: Any) -> tuple[Any, Any]:
+        """Return proved (lower, upper) of sensitivities from those of s^2 k^T M^+ k, s the scale of the row.
 
         With t the latter and V the mass, t^(p/2) is one end and V^(p/2-1) t^(p/2) the other; for p = 2 t and t/(1+V).
+        Of any shape, on any device.
         """
+        xp = arrays(upper)
         if self.p == 2:
-            return np.minimum(lower, 1) / (1 + mass), np.minimum(upper, 1)
+            return xp.minimum(lower, 1) / (1 + mass), xp.minimum(upper, 1)
         alive = upper > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            seen = math.log(max(mass, _TINY)) - (2 * np.log(scales) if self.p > 2 else 0.0)
-            low, high = (self.p / 2 * np.log(end) for end in (lower, upper))
+            seen = xp.log(xp.maximum(mass, _TINY)) - (2 * xp.log(scales) if self.p > 2 else 0.0)
+            low, high = (self.p / 2 * xp.log(end) for end in (lower, upper))
             spread = (self.p / 2 - 1) * seen
-            slack = bounds.power_error(self.p, rows) * (1 + np.abs(spread) + np.abs(high))
-            low, high = low + np.minimum(spread, 0) - slack, high + (spread if self.p > 2 else 0) + slack
-        low = np.where(alive & self._stays_above, np.exp(np.minimum(low, 0)), 0.0)
-        return low, np.where(alive, np.exp(np.minimum(high, 0)), 0.0)
+            slack = bounds.power_error(self.p, rows) * (1 + xp.abs(spread) + xp.abs(high))
+            low, high = low + xp.minimum(spread, 0) - slack, high + (spread if self.p > 2 else 0) + slack
+        low = xp.where(alive & self._stays_above, xp.exp(xp.minimum(low, 0)), 0.0)
+        return low, xp.where(alive, xp.exp(xp.minimum(high, 0)), 0.0)
 
-    def certified(self, weights: np.ndarray, mass: float, rows: int, scales: np.ndarray) -> np.ndarray:
-        """Return proved upper ends, (m,), of sensitivities of rows that were just added with these weights."""
+    def certified(self, weights: Any, mass: Any, rows: int, scales: Any) -> Any:
+        """Return proved upper ends of sensitivities of rows that were just added with these weights."""
         if self.p <= 2:
             return weights
-        share = math.log(max(mass, _TINY)) - (0.0 if self.decay == 1 else 2 * np.log(scales))
+        xp = arrays(weights)
+        share = xp.log(xp.maximum(mass, _TINY)) - (0.0 if self.decay == 1 else 2 * xp.log(scales))
         spread = (self.p / 2 - 1) * share
         with np.errstate(over="ignore", invalid="ignore"):
-            upper = weights * np.exp(spread + bounds.power_error(self.p, rows) * (1 + np.abs(spread)))
-        return np.where(weights > 0, np.minimum(upper, 1), 0.0)
+            upper = weights * xp.exp(spread + bounds.power_error(self.p, rows) * (1 + xp.abs(spread)))
+        return xp.where(weights > 0, xp.minimum(upper, 1), 0.0)
 
     @property
     def _stays_above(self) -> bool:

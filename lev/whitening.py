@@ -28,6 +28,13 @@ class Whitener:
     high: Any  # (heads,) times the square of the computed root, they bracket the score
     margin: Any  # (heads,) relative, of the Gram matrix as well
     proved: Any  # (heads,) bool
+    blur: Any  # (heads,) rounding of ||X x||, relative to it
+
+    def odds(self, kernels: ModuleType, keys: Any, kind: str) -> tuple[Any, Any]:
+        """Return (lower, upper) of k^T M^-1 k for rows (heads, m, d) that the form M may lack, (heads, m) each."""
+        found = kernels.odds(keys, kind, self.inverse * self.scale[:, None, :])
+        low, high = self.low * (1 - self.blur) ** 2, self.high * (1 + self.blur) ** 2
+        return found * low[:, None], found * high[:, None]
 
     def ends(self, rows: Any) -> tuple[Any, Any]:
         """Return (lower, upper) of the scores of float64 rows (heads, m, d), (heads, m) each."""
@@ -80,7 +87,9 @@ def whitener(kernels: ModuleType, gram: Any, error: float, underflow: float, inh
     margin = xp.where(healthy & (off < 1), 1 - kept, 1.0)
     proved = margin <= limit  # limit < 1/2, so that what follows is finite
     margin = xp.where(proved, margin, 0.5)
-    return Whitener(scale, inverse, unit * reach, (1 - margin) / (1 + off) ** 2, 1 / (1 - margin), margin, proved)
+    low, high = (1 - margin) / (1 + off) ** 2, 1 / (1 - margin)
+    blur = xp.where(proved, unit * size * reach / (1 - off), 0.5)  # |x| <= |L| |X x| / (1 - off)
+    return Whitener(scale, inverse, unit * reach, low, high, margin, proved, blur)
 
 
 def screen(kernels: ModuleType, white: Whitener, epsilon: float, kind: str) -> Screen:

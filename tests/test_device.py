@@ -238,7 +238,6 @@ def test_what_is_saved_comes_back_to_the_device(kind, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"p": 3.0}, "sketch has p=3.0; a device needs p=2.0"),
         ({"decay": 0.5}, "sketch has decay=0.5; a device needs decay=1.0"),
         ({"intercept": True}, "sketch has intercept=True"),
         ({"payload_dim": 0}, "sketch has ids that were given, or padding"),

@@ -10,7 +10,7 @@ from test_gpu_kernels import blocks, sides
 import lev
 from lev import bounds, device
 from lev.cpu import heads as twin
-from lev.place import host
+from lev.place import Place, host
 
 pytestmark = pytest.mark.gpu
 
@@ -191,3 +191,25 @@ def test_merge_admit_stack_and_files(cupy, kind, tmp_path):
     light = cupy.asarray(keys[:, 100:101])
     assert not host(back.admit(light)).any()
     assert back.count == 9002
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0, 4.0])
+def test_other_powers(cupy, kernels, kind, p):
+    keys = planted(kind, 3, 9000, 32)
+    sketch = device.DeviceSketch(32, 0.05, p, heads=(3,))
+    for part in np.array_split(keys, 3, axis=1):
+        sketch.update(cupy.asarray(part))
+    assert (sketch.fallen, sketch.syncs) == (0, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "kernels", property(lambda self: twin if self.device is None else kernels))
+        alone = device.DeviceSketch(32, 0.05, p, heads=(3,))
+        for part in np.array_split(keys, 3, axis=1):
+            alone.update(part)
+    np.testing.assert_allclose(host(sketch._state.mass), alone._state.mass, rtol=1e-6)
+    for one, other in zip(sketch.universal_set(), alone.universal_set(), strict=True):
+        assert set(other.top(1).indices) == {17}
+        scores = dict(zip(host(one.indices).tolist(), host(one.scores).tolist(), strict=True))
+        assert all(
+            abs(scores[j] / score - 1) < 1e-6 for j, score in zip(other.indices.tolist(), other.scores, strict=True)
+        )

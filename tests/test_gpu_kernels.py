@@ -36,7 +36,7 @@ def blocks(draw, most_rows=150, widths=(1, 2, 3, 7, 16, 31, 33, 64, 65, 96, 127,
 
 
 def test_twins_have_the_same_functions_and_arguments():
-    for name in ("wide", "tensor", "gram", "factor", "probe", "screen"):
+    for name in ("wide", "tensor", "gram", "factor", "probe", "screen", "odds", "lewis_roots"):
         assert inspect.signature(getattr(heads, name)) == inspect.signature(getattr(twin, name)), name
 
 
@@ -52,6 +52,39 @@ def test_gram_is_within_its_error(block, fast, order):
     error = bounds.batch_gram_error(keys.shape[1], fast) + bounds.dot_error(keys.shape[1])
     assert np.all(np.abs(found - true) <= error * size)
     np.testing.assert_array_equal(found, found.swapaxes(1, 2))
+
+
+@settings(max_examples=40)
+@given(blocks(), st.integers(0, 2**32), st.sampled_from(emulated.ORDERS))
+def test_weighted_gram_and_odds_are_those_of_numpy(block, seed, order):
+    keys, kind = block
+    rng, (many, n, d) = np.random.default_rng(seed), keys.shape
+    factors = 2.0 ** rng.uniform(-9, 9, (many, n)) * (rng.random((many, n)) < 0.9)
+    matrix = np.tril(rng.standard_normal((many, d, d)))
+    with emulated.kernels(order) as kernels:
+        gram, odds = kernels.gram(keys, kind, bool(seed % 2), factors), kernels.odds(keys, kind, matrix)
+    rows = twin.wide(keys, kind) * factors[:, :, None]
+    size = np.abs(rows).swapaxes(1, 2) @ np.abs(rows)
+    error = bounds.batch_gram_error(n, False) + bounds.dot_error(n + 8)
+    assert np.all(np.abs(gram - rows.swapaxes(1, 2) @ rows) <= error * size)
+    np.testing.assert_allclose(
+        gram, twin.gram(keys, kind, False, factors), rtol=0, atol=2 * error * size.max(initial=0)
+    )
+    np.testing.assert_allclose(odds, twin.odds(keys, kind, matrix), rtol=1e-11)
+    assert np.array_equal(odds == 0, ~(twin.wide(keys, kind) != 0).any(axis=2))
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5, 1.0, 1.5, 3.0, 4.0, 9.0])
+def test_lewis_roots_are_those_of_numpy(p):
+    odds = np.concatenate([2.0 ** np.linspace(-1000, 60, 3000), [0, np.inf, np.nan, 1]]).reshape(4, -1)
+    with emulated.kernels() as kernels:
+        found = kernels.lewis_roots(odds, p)
+    np.testing.assert_allclose(found, twin.lewis_roots(odds, p), rtol=1e-13)
+    assert np.isnan(found[-1, -2])
+    some = (odds < np.inf) & (found > 1e-290)
+    left = found[some] ** (2 / p) + odds[some] * found[some]
+    assert np.all(left >= odds[some] * (1 - 1e-13))  # the root, or a little more
+    assert np.all(left <= odds[some] * 1.1)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -143,6 +176,8 @@ def test_rows_that_are_not_finite_are_seen(kind, bad):
         for fast in (False, True):
             finite = np.isfinite(np.diagonal(kernels.gram(keys, kind, fast), axis1=1, axis2=2)).all(axis=1)
             assert finite.tolist() == [True, False]
+            assert not np.isfinite(kernels.gram(keys, kind, fast, np.ones((2, 77)))[1]).all()
+        assert not np.isfinite(kernels.odds(keys, kind, np.stack([np.eye(9)] * 2))[1, 70])
         parts, _ = kernels.probe(np.stack([np.eye(9)] * 2), kind)
         found, count, _ = kernels.screen(keys, kind, parts, one, np.array([[0, 1e9]] * 2, np.float32))
     assert count.tolist() == [0, 1]
@@ -174,6 +209,12 @@ BREAKS = [
     ("one", "the diagonal left out", ("column = lane; column <= row", "column = lane; column < row")),
     ("one", "no barrier before the sums", ("= norm;\n  __syncthreads();", "= norm;")),
     ("one", "half of the probe", ("+ widen(T{parts[(D + row) * D + column]})", "")),
+    ("weighted", "every row with the factor of the first", ("blockIdx.z * n + row]", "blockIdx.z * n]")),
+    ("weighted", "factors of the first head", ("factors[(i64)blockIdx.z * n + row]", "factors[row]")),
+    ("odds", "an eighth of the columns left out", ("k < DEEP; k++) {", "k < DEEP - 2; k++) {")),
+    ("odds", "a lane's share left out", ("step = 1; step < 16; step *= 2", "step = 1; step < 8; step *= 2")),
+    ("odds", "small ones are zero", ("some && square[i] < 0x1p-1000 ? 0x1p-1000 : square[i]", "square[i]")),
+    ("odds", "rows of the first head", ("keys += (i64)head * n * d, probe +=", "probe +=")),
     ("factor", "column k kept", ("(j == k ? 0 : at(i, j))", "at(i, j)")),
 ]
 
@@ -185,6 +226,16 @@ def hold_one_block(name, kernels):
     gram = twin.gram(keys, "float16", False)
     if name == "gram":
         np.testing.assert_allclose(kernels.gram(keys, "float16", True), gram, atol=1e-2)
+    elif name == "weighted":
+        factors = 2.0 ** rng.uniform(-3, 3, (2, 600))
+        np.testing.assert_allclose(
+            kernels.gram(keys, "float16", False, factors), twin.gram(keys, "float16", False, factors), atol=1e-8
+        )
+    elif name == "odds":
+        matrix = np.tril(rng.uniform(-1, 1, (2, 100, 100)))
+        for size in (1.0, 1e-160):
+            given = keys, "float16", matrix * size
+            np.testing.assert_allclose(kernels.odds(*given), twin.odds(*given), rtol=1e-11)
     elif name == "factor":
         np.testing.assert_allclose(kernels.factor(gram)[1], twin.factor(gram)[1], atol=1e-9)
     else:
@@ -223,13 +274,13 @@ def hold_in_every_order(name, change=None):
             hold_one_block(name, kernels)
 
 
-@pytest.mark.parametrize("name", ["gram", "factor", "screen", "one"])
+@pytest.mark.parametrize("name", ["gram", "weighted", "factor", "screen", "one", "odds"])
 def test_whole_kernels_pass_what_breaks_do_not(name):
     hold_in_every_order(name)
 
 
 @pytest.mark.parametrize(("name", "what", "change"), BREAKS, ids=[what for _, what, _ in BREAKS])
 def test_a_broken_kernel_is_caught(name, what, change):
-    assert change[0] in heads.source("screen" if name == "one" else name), what
+    assert change[0] in heads.source({"one": "screen", "odds": "lewis", "weighted": "gram"}.get(name, name)), what
     with pytest.raises((AssertionError, IndexError)):
         hold_in_every_order(name, change)

@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 
+from lev import bounds
+
 _PIECE = 1024
 
 
@@ -30,12 +32,17 @@ def tensor(kind, d):
     return False
 
 
-def gram(keys, kind, fast):
-    """Return K^T K of each head, (heads, d, d) float64; ``fast`` lets tensor cores sum 32 rows at a time in float32."""
+def gram(keys, kind, fast, factors=None):
+    """Return K^T K of each head, (heads, d, d) float64, rows times their factors (heads, n) if there are any.
+
+    Without factors ``fast`` lets tensor cores sum 32 rows at a time in float32.
+    """
     heads, n, d = keys.shape
     total = np.zeros((heads, d, d))
     for start in range(0, n, _PIECE):
         piece = wide(keys[:, start : start + _PIECE], kind)
+        if factors is not None:
+            piece *= factors[:, start : start + _PIECE, None]
         total += piece.swapaxes(1, 2) @ piece
     return total
 
@@ -68,3 +75,22 @@ def screen(keys, kind, parts, scale, limit):
     passed = ~(sides < limit[:, 1:])
     peak = np.where(passed, np.float32(0), sides).max(axis=1, initial=0)
     return np.argsort(~passed, axis=1, kind="stable").astype(np.int32), passed.sum(axis=1, dtype=np.int32), peak
+
+
+def odds(keys, kind, matrix):
+    """Return |X k|^2 of each row, (heads, n) float64, X lower triangular (heads, d, d).
+
+    It is at least :data:`lev.bounds.SMALLEST_ODDS` of a row that is not zeros, which a small power must not hide.
+    """
+    keys = wide(keys, kind)
+    squares = np.square(keys @ matrix.swapaxes(1, 2)).sum(axis=2)
+    return np.where(keys.any(axis=2) & (squares < bounds.SMALLEST_ODDS), bounds.SMALLEST_ODDS, squares)
+
+
+def lewis_roots(odds, p):
+    """Return the root v of v^(2/p) + a v = a for each of the odds a, or a little more; NaN stays."""
+    from lev.cpu import rows  # numba, which only this needs
+
+    roots = np.empty(odds.size)
+    rows.lewis_roots(odds.ravel(), p, roots)
+    return np.where(np.isnan(odds), np.nan, roots.reshape(odds.shape))

@@ -45,3 +45,29 @@ __device__ inline u32 pair(const u16* row, int column, int d) {
   u32 low = column < d ? row[column] : 0, high = column + 1 < d ? row[column + 1] : 0;
   return low | high << 16;
 }
+
+// Adds to square |P k|^2 of 4 rows of a tile of 64, P lower triangular (d, d): those of threadIdx.x / 16, each thread
+// its part, by components threadIdx.x % 16 + 16 j.  256 threads; tiles is shared room for (2, 16, 65) numbers.
+template <class T, class C>
+__device__ inline void squares(const T* keys, const C* probe, C* tiles, int start, int n, int d, C* square) {
+  constexpr int TILE = 64, DEEP = 16;
+  int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
+  for (int first = 0; first < d; first += TILE) {
+    C sum[4][4] = {};
+    for (int deep = 0; deep < min(first + TILE, d); deep += DEEP) {  // P is lower triangular
+      for (int at = threadIdx.x; at < DEEP * TILE; at += 256) {
+        int column = deep + at % DEEP, row = start + at / DEEP, line = first + at / DEEP;
+        C* to = tiles + at % DEEP * (TILE + 1) + at / DEEP;
+        to[0] = row < n && column < d ? (C)widen(keys[(i64)row * d + column]) : 0;
+        to[DEEP * (TILE + 1)] = line < d && column < d ? probe[(i64)line * d + column] : 0;
+      }
+      __syncthreads();
+      for (int k = 0; k < DEEP; k++) {
+        const C *x = tiles + k * (TILE + 1), *y = x + DEEP * (TILE + 1);
+        for (int i = 0; i < 16; i++) sum[i / 4][i % 4] += x[ty * 4 + i / 4] * y[tx + i % 4 * 16];
+      }
+      __syncthreads();
+    }
+    for (int i = 0; i < 16; i++) square[i / 4] += sum[i / 4][i % 4] * sum[i / 4][i % 4];
+  }
+}

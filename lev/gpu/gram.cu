@@ -58,9 +58,10 @@ __device__ void gram_mma(const u16* keys, double* partial, int n, int d, int spa
   }
 }
 
-// Rows of any type in float64.  Grid (lower tiles of 64 x 64, slices, heads), 256 threads with 4 x 4 entries each.
-template <class T>
-__device__ void gram_wide(const T* keys, double* partial, int n, int d, int span) {
+// Rows of any type, each times its factor (heads, n) if there are any, in float64.  Grid (lower tiles of 64 x 64,
+// slices, heads), 256 threads with 4 x 4 entries each.
+template <class T, bool WEIGHTED>
+__device__ void gram_wide(const T* keys, const double* factors, double* partial, int n, int d, int span) {
   constexpr int TILE = 64, DEEP = 16;
   LEV_SHARED(double, tiles);  // (2, DEEP, TILE): columns of the tile's rows, and of its columns
   int ti = 0, tj = blockIdx.x, ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -72,6 +73,7 @@ __device__ void gram_wide(const T* keys, double* partial, int n, int d, int span
     for (int at = threadIdx.x; at < 2 * DEEP * TILE; at += 256) {
       int row = start + at / TILE % DEEP, column = (at < DEEP * TILE ? ti : tj) * TILE + at % TILE;
       tiles[at] = row < last && column < d ? (double)widen(keys[(i64)row * d + column]) : 0;
+      if (WEIGHTED && row < last) tiles[at] *= factors[(i64)blockIdx.z * n + row];
     }
     __syncthreads();
     double part[4][4] = {};
@@ -99,7 +101,11 @@ __device__ void gram_wide(const T* keys, double* partial, int n, int d, int span
 #define GRAM_WIDE(name, T)                                                                                      \
   extern "C" __global__ void __launch_bounds__(256)                                                             \
       gram_##name(const T* keys, double* partial, int n, int d, int span) {                                     \
-    gram_wide<T>(keys, partial, n, d, span);                                                                    \
+    gram_wide<T, false>(keys, nullptr, partial, n, d, span);                                                    \
+  }                                                                                                             \
+  extern "C" __global__ void __launch_bounds__(256)                                                             \
+      weighted_##name(const T* keys, const double* factors, double* partial, int n, int d, int span) {          \
+    gram_wide<T, true>(keys, factors, partial, n, d, span);                                                     \
   }
 
 GRAM_MMA(float16, Half, 64)

@@ -1,4 +1,4 @@
-"""Kernels for many heads at once: the launches of ``gram.cu``, ``factor.cu`` and ``screen.cu``.
+"""Kernels for many heads at once: the launches of ``gram.cu``, ``factor.cu``, ``screen.cu`` and ``lewis.cu``.
 
 What each returns is said by its twin in ``lev/cpu/heads.py``.  CuPy compiles a source when it is first used.
 """
@@ -53,9 +53,9 @@ def _width(kind, d):
     return 0 if not tensor(kind, d) else 64 if d <= 64 else 128
 
 
-def gram(keys, kind, fast):
+def gram(keys, kind, fast, factors=None):
     heads, n, d = keys.shape
-    width = _width(kind, d) if fast else 0
+    width = _width(kind, d) if fast and factors is None else 0
     slices = max(1, min(64, -(-n // 512), 1024 // heads))
     span = -(-n // slices)
     partial = arrays(keys).empty((heads, slices, d, d))
@@ -77,7 +77,8 @@ def gram(keys, kind, fast):
     else:
         side = -(-d // 64)
         grid = (side * (side + 1) // 2, slices, heads)
-        _launch("gram", f"gram_{kind}", grid, 256, 2 * 16 * 64 * 8, keys, partial, n, d, span)
+        name, given = (f"gram_{kind}", ()) if factors is None else (f"weighted_{kind}", (factors,))
+        _launch("gram", name, grid, 256, 2 * 16 * 64 * 8, keys, *given, partial, n, d, span)
     return partial.sum(axis=1)
 
 
@@ -126,3 +127,20 @@ def screen(keys, kind, parts, scale, limit):
     if n:
         _launch("screen", name, grid, 256, shared, keys, parts, scale, limit, found, count, peak, n, d)
     return found, count, peak.view("float32")
+
+
+def odds(keys, kind, matrix):
+    heads, n, d = keys.shape
+    found = arrays(keys).empty((heads, n))
+    if n:
+        grid, shared = (-(-n // 64), heads, 1), 2 * 16 * 65 * 8
+        _launch("lewis", f"odds_{kind}", grid, 256, shared, keys, matrix, found, n, d)
+    return found
+
+
+def lewis_roots(odds, p):
+    xp = arrays(odds)
+    roots, power = xp.empty(odds.shape), xp.full(1, float(p))
+    if odds.size:
+        _launch("lewis", "lewis_roots", (-(-odds.size // 256), 1, 1), 256, 0, odds, power, roots, odds.size)
+    return roots

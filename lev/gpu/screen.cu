@@ -81,30 +81,12 @@ __device__ void screen_mma(const u16* keys, const u16* probe, const float* scale
 template <class T, class C>
 __device__ void screen_wide(const T* keys, const C* probe, const float* scale, const float* limit, Found found,
                             int n, int d) {
-  constexpr int TILE = 64, DEEP = 16;
-  LEV_SHARED(C, tiles);  // (2, DEEP, TILE + 1): columns of the rows, and of the probe
-  int ty = threadIdx.x / 16, tx = threadIdx.x % 16, head = blockIdx.y, start = blockIdx.x * TILE;
+  LEV_SHARED(C, tiles);  // (2, 16, 65): columns of the rows, and of the probe
+  int ty = threadIdx.x / 16, tx = threadIdx.x % 16, head = blockIdx.y, start = blockIdx.x * 64;
   keys += (i64)head * n * d, probe += (i64)head * d * d, scale += head * d;
   found.rows += (i64)head * n, found.count += head, found.peak += head;
   C square[4] = {}, norm[4] = {};
-  for (int first = 0; first < d; first += TILE) {
-    C sum[4][4] = {};
-    for (int deep = 0; deep < min(first + TILE, d); deep += DEEP) {  // the probe is lower triangular
-      for (int at = threadIdx.x; at < DEEP * TILE; at += 256) {
-        int column = deep + at % DEEP, row = start + at / DEEP, line = first + at / DEEP;
-        C* to = tiles + at % DEEP * (TILE + 1) + at / DEEP;
-        to[0] = row < n && column < d ? (C)widen(keys[(i64)row * d + column]) : 0;
-        to[DEEP * (TILE + 1)] = line < d && column < d ? probe[(i64)line * d + column] : 0;
-      }
-      __syncthreads();
-      for (int k = 0; k < DEEP; k++) {
-        const C *x = tiles + k * (TILE + 1), *y = x + DEEP * (TILE + 1);
-        for (int i = 0; i < 16; i++) sum[i / 4][i % 4] += x[ty * 4 + i / 4] * y[tx + i % 4 * 16];
-      }
-      __syncthreads();
-    }
-    for (int i = 0; i < 16; i++) square[i / 4] += sum[i / 4][i % 4] * sum[i / 4][i % 4];
-  }
+  squares<T, C>(keys, probe, tiles, start, n, d, square);
   C own = 0, size = 0;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
