@@ -130,22 +130,21 @@ class Batch:
         """Return smaller weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make.
 
         That holds for the weights that come.  For p < 2 it goes on to hold where they fall to what it asks; for p > 2
-        they are brought near that and then raised together, which leaves M larger.  Theory: 12.
+        they go on to be brought near that, and the best are kept that hold once raised together.  Theory: 14.
         """
-        xp, p = self.place.arrays, self.weighting.p
-        for turn in range(_ROUNDS):
+        xp, p, best = self.place.arrays, self.weighting.p, weights
+        for _ in range(_ROUNDS):
             white = self._weighed(block, weights)._whitened()
-            own = xp.where(weights == 0, 0.0, self._own(white, block))
+            own, proved = xp.where(weights == 0, 0.0, self._own(white, block)), white.proved[:, None]
             if p < 2:
-                weights = xp.where(white.proved[:, None], xp.minimum(weights, own), weights)
+                best = weights = xp.where(proved, xp.minimum(weights, own), weights)
                 continue
             steps = own / xp.where(weights == 0, 1.0, weights)
-            if turn + 1 < _ROUNDS:
-                weights = xp.where(white.proved[:, None], weights * steps ** (4 / (2 + p)), weights)
-                continue
             raised = xp.minimum(weights * xp.maximum(steps.max(axis=1, initial=1.0), 1.0)[:, None], 1.0)
-            weights = xp.where(weights == 0, 0.0, xp.where(white.proved[:, None], raised, 1.0))
-        return weights
+            better = raised.sum(axis=1) < best.sum(axis=1)
+            best = xp.where(proved & better[:, None] & (best > 0), raised, best)
+            weights = xp.where(proved, weights * steps ** (4 / (2 + p)), xp.sqrt(weights * best))
+        return best
 
     def _whitened(self) -> Whitener:
         limit, error = bounds.FAST_MARGIN if self.fast else self.finest, self.error + bounds.dot_error(self.sums)

@@ -302,10 +302,10 @@ class Form:
         """Return the form with every row charged for its rounding, and so none excused."""
         if not self.excuse:
             return self
-        with np.errstate(invalid="ignore"):
-            root = np.eye(self.rank) if self.frame.triangle is None else self.frame.triangle.root
-            energy = np.einsum("ij,ij->j", root, self.gram @ root)
-        return replace(self, tail=np.sqrt(energy), excuse=0.0)
+        root = np.eye(self.rank) if self.frame.triangle is None else self.frame.triangle.root
+        with np.errstate(invalid="ignore"):  # of a form that is not sound
+            tail = np.sqrt(np.einsum("ij,ij->j", root, self.gram @ root))
+        return replace(self, tail=tail, excuse=0.0)
 
     def scaled(self, factor: float) -> Form:
         """Return the form times a positive factor."""

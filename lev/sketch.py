@@ -204,8 +204,10 @@ class Sketch(Fed, store.Stored):
 
         For p = 2 the first rows are scored by the form with them in it, so all blocks are long, but those of many heads
         not longer than makes their factorisation cheap: what waits for a block is copied.  Weights and samples are
-        taken by the rows before, so there a block is about as long as what came so far or, for samples, four times as
-        long, once so many came that not all have to enter.
+        taken by the rows before, so there a block is about as long as what came so far.  The first block is weighed
+        against itself, some ten times: a third of a long one, for the longer it is the smaller are all weights; with
+        decay it is so short that no row leaves the range of float64 before it is bounded.  For samples a block is four
+        times as long as what came, once so many came that not all have to enter.
         """
         if self.heads and self.p == 2:
             cheap = min(32 * self.dim, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
@@ -215,7 +217,9 @@ class Sketch(Fed, store.Stored):
         if self.p == 2 and self.sample == 1:
             return largest
         length = self._streams[0].seen
-        if self.sample < 1:
+        if self.p != 2:
+            length = int(min(max(length, largest // 3), self._streams[0].weighting.span))
+        else:
             length = 4 * length if length else int(min(largest, 2 * self.dim / self.epsilon))
         return min(largest, max(_SMALLEST_BLOCK, 1 << (length.bit_length() - 1) if length else 0))
 

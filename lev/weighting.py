@@ -43,6 +43,11 @@ class Weighting:
         """How much the exponent of a row's scale rises with each id, in units of 2^-64."""
         return round(-math.log2(self.decay) / min(self.p, 2.0) * 2**_FINE)
 
+    @property
+    def span(self) -> float:
+        """How many ids in a row have scales within 2^64 of each other: their powers are far from underflow."""
+        return 64 * 2**_FINE / self._step if self._step else math.inf
+
     def epoch(self, ids: np.ndarray) -> int:
         """Return the power of two of the latest of ``ids``, against which scales are taken."""
         return (int(ids.max()) * self._step) >> _FINE

@@ -270,7 +270,7 @@ def test_a_coreset_narrows_the_ends_of_entries(p):
     keys = rng.standard_normal((4000, 3))
     keys[:6] *= 40
     queries = np.vstack([np.linalg.pinv(keys[:6]).T, keys[:6], rng.standard_normal((10, 3))])
-    sketch = lev.Sketch(3, 0.01, p).update(keys)
+    sketch = lev.Sketch(3, 0.001, p).update(keys)
     proved = sketch.heavy_hitters(queries)
     small = sketched(keys, p, delta=0.1, failure=0.001).coreset()
     hits = sketch.heavy_hitters(queries, normalizer=small.bracket(queries, 0.001))

@@ -111,7 +111,7 @@ def test_a_good_head_stays_on_the_device_and_its_set_is_small(kind, p):
     for one, rows, total in zip(found, twin.wide(keys, kind), mass, strict=True):
         cpu = lev.Sketch(8, 0.1, p)
         for part in np.split(rows, 3):
-            cpu.update(part)._settle()
+            cpu.admit(part)  # which ends a block
         offline = lev.universal_set(rows, 0.1, p)
         assert set(offline.indices) <= set(one.indices)
         assert len(one) <= 1.3 * max(len(cpu.universal_set()), len(offline)) + 2

@@ -72,6 +72,9 @@ def test_weighted_gram_and_odds_are_those_of_numpy(block, seed, order):
     )
     np.testing.assert_allclose(odds, twin.odds(keys, kind, matrix), rtol=1e-11)
     assert np.array_equal(odds == 0, ~(twin.wide(keys, kind) != 0).any(axis=2))
+    with emulated.kernels(order) as kernels:
+        least = [some.odds(keys, kind, 0 * matrix) for some in (kernels, twin)]
+    assert all(set(np.unique(found)) <= {0, bounds.SMALLEST_ODDS} for found in least)
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5, 1.0, 1.5, 3.0, 4.0, 9.0])

@@ -10,9 +10,8 @@ import sys
 
 import numpy as np
 
-from lev import bounds
-
 _PIECE = 1024
+_LEAST = 2.0**-1000  # bounds.SMALLEST_ODDS, as in lewis.cu
 
 
 def arrays(array):
@@ -80,11 +79,11 @@ def screen(keys, kind, parts, scale, limit):
 def odds(keys, kind, matrix):
     """Return |X k|^2 of each row, (heads, n) float64, X lower triangular (heads, d, d).
 
-    It is at least :data:`lev.bounds.SMALLEST_ODDS` of a row that is not zeros, which a small power must not hide.
+    It is at least 2^-1000 of a row that is not zeros, which a small power must not hide.
     """
     keys = wide(keys, kind)
     squares = np.square(keys @ matrix.swapaxes(1, 2)).sum(axis=2)
-    return np.where(keys.any(axis=2) & (squares < bounds.SMALLEST_ODDS), bounds.SMALLEST_ODDS, squares)
+    return np.where(keys.any(axis=2) & (squares < _LEAST), _LEAST, squares)
 
 
 def lewis_roots(odds, p):
