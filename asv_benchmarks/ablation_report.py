@@ -24,9 +24,9 @@ from output import report, table
 def gram_by_blas(self, rows, factors, size, precision):
     """Return what ``Frame.grams`` returns, by BLAS: the widened rows are written and read again."""
     x, norms = self.widen(rows, factors)
-    full = (precision + precision.T) / 2
-    scores = np.einsum("ij,ij->i", x @ full, x)
-    return x.T @ x, norms, np.add.reduceat(scores, np.arange(0, len(x), size))
+    y, full = self.coordinates(x), (precision + precision.T) / 2
+    scores, norms = np.einsum("ij,ij->i", y @ full, y), np.maximum(norms, np.square(y).sum(axis=1))
+    return y.T @ y, np.square(x).sum(axis=0), norms, np.add.reduceat(scores, np.arange(0, len(x), size))
 
 
 WITHOUT = {
