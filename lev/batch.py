@@ -43,7 +43,7 @@ class Batch:
     inherited: Any  # (heads,) relative margin of the Gram matrices from before they came to the device
     mass: Any  # (heads,) the sum of the weights, for p != 2
     weighting: Weighting
-    screen: Screen | None = None  # of the forms as they are, once they hold rows
+    screen: Screen | None = None  # of the forms as they are, once they hold rows, for p = 2
     rows: int = 0  # of each head, in the forms
     error: float = 0.0  # of the Gram matrices, relative to the trace
     underflow: float = 0.0
@@ -66,10 +66,10 @@ class Batch:
         Of a head that is not proved the state says nothing.  ``tensor`` allows tensor cores.
         """
         xp = self.place.arrays
-        grown, screen = self._grown(block, tensor)._judged(epsilon)
-        parts = [grown._screened(part, screen, epsilon) for part in (self.keys, block)]
+        grown, proved = self._grown(block, tensor)._judged(epsilon)
+        parts = [grown._screened(part, epsilon) for part in (self.keys, block)]
         finite = xp.isfinite(xp.diagonal(grown.gram, axis1=1, axis2=2)).all(axis=1)
-        answers = [screen.proved, finite, *(count for _, count, _ in parts)]
+        answers = [proved, finite, *(count for _, count, _ in parts)]
         told = host(xp.stack([answer.astype("int64") for answer in answers]))  # the one wait for the device
         proved = told[0] == 1
         own = xp.broadcast_to(xp.arange(first, first + block.shape[1]), block.shape[:2])
@@ -93,7 +93,7 @@ class Batch:
         underflow = self.underflow + bounds.underflow(m, tensor)
         grown = replace(self, rows=self.rows + m, error=error, underflow=underflow, sums=self.sums + 1)
         if weighted:
-            return grown._weighed(block, grown._weights(block))
+            return grown._weighed(block, grown._balanced(block, self._weights(block)))
         return replace(grown, gram=self.gram + kernels.gram(block, self.kind, tensor))
 
     def _weighed(self, block: Any, weights: Any) -> Batch:
@@ -105,20 +105,13 @@ class Batch:
         return replace(self, gram=gram, mass=mass)
 
     def _weights(self, block: Any) -> Any:
-        """Return weights that rows may enter with, (heads, m), by the forms of the blocks before, else 1.
-
-        Where they are large, for the forms know too little of the rows, the block is weighed against itself.
-        """
-        xp, kernels, known = self.place.arrays, self.place.kernels, self.white.proved
-        if self.screen is None:
-            weights, known = xp.where(kernels.odds(block, self.kind, self.gram) == 0, 0.0, 1.0), xp.ones_like(known)
-        else:
-            p, odds = self.weighting.p, self.white.odds(kernels, block, self.kind)[1]
-            weights = xp.minimum(kernels.lewis_roots(odds, p) * (1 + bounds.power_error(p)), 1.0)
-        sums = xp.where(known, weights.sum(axis=1), 0.0)  # of other heads the state says nothing
-        if host(sums).max(initial=0.0) <= 2 * (1 + block.shape[2]):
-            return weights
-        return self._balanced(block, weights)
+        """Return weights that rows may enter with, (heads, m), by the forms as they are; 0 of heads not proved."""
+        xp, kernels, p = self.place.arrays, self.place.kernels, self.weighting.p
+        if not self.rows:  # the odds by no form at all are 0 for rows of zeros alone
+            return xp.where(kernels.odds(block, self.kind, self.gram) == 0, 0.0, 1.0)
+        odds = self.white.odds(kernels, block, self.kind)[1]
+        weights = xp.minimum(kernels.lewis_roots(odds, p) * (1 + bounds.power_error(p)), 1.0)
+        return xp.where(self.white.proved[:, None], weights, 0.0)
 
     def _own(self, white: Whitener, block: Any) -> Any:
         """Return (k^T M^-1 k)^(p/2) of rows, (heads, m), at most 1, for the form M of ``white``."""
@@ -127,12 +120,15 @@ class Batch:
         return xp.minimum(odds ** (p / 2) * (1 + bounds.power_error(p)), 1.0)
 
     def _balanced(self, block: Any, weights: Any) -> Any:
-        """Return smaller weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make.
+        """Return weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make, that are not large.
 
-        That holds for the weights that come.  For p < 2 it goes on to hold where they fall to what it asks; for p > 2
-        they go on to be brought near that, and the best are kept that hold once raised together.  Theory: 14.
+        Where those that come are, for the forms before know too little of the rows, the block is weighed against
+        itself.  The weights that come are such.  For p < 2 they still are where they fall to what that asks; for p > 2
+        they are brought near that again and again, and the best are kept that hold once raised together.  Theory: 14.
         """
         xp, p, best = self.place.arrays, self.weighting.p, weights
+        if host(weights.sum(axis=1)).max(initial=0.0) <= 2 * (1 + block.shape[2]):
+            return weights
         for _ in range(_ROUNDS):
             white = self._weighed(block, weights)._whitened()
             own, proved = xp.where(weights == 0, 0.0, self._own(white, block)), white.proved[:, None]
@@ -150,33 +146,33 @@ class Batch:
         limit, error = bounds.FAST_MARGIN if self.fast else self.finest, self.error + bounds.dot_error(self.sums)
         return whitening.whitener(self.place.kernels, self.gram, error, self.underflow, self.inherited, limit)
 
-    def _judged(self, epsilon: float) -> tuple[Batch, Screen]:
-        """Return the state with its forms factored, and their filter."""
+    def _judged(self, epsilon: float) -> tuple[Batch, Any]:
+        """Return the state with its forms factored, and their filter, and which heads are proved, (heads,) bool."""
         white = self._whitened()
+        if self.weighting.p != 2:  # rows are filtered by :meth:`Whitener.odds`
+            return replace(self, white=white), white.proved
         screen = whitening.screen(self.place.kernels, white, epsilon, self.kind)
-        if self.weighting.p != 2:  # by :meth:`Whitener.odds` instead
-            screen = replace(screen, proved=white.proved)
-        return replace(self, white=white, screen=screen), screen
+        return replace(self, white=white, screen=screen), screen.proved
 
-    def _screened(self, keys: Any, screen: Screen, epsilon: float) -> tuple[Any, Any, Any]:
+    def _screened(self, keys: Any, epsilon: float) -> tuple[Any, Any, Any]:
         """Return (found, count, most): rows of the forms that may reach epsilon, and a bound on what others reach."""
-        if self.weighting.p == 2:
-            given = screen.parts, screen.scale, screen.limit
-            found, count, peak = self.place.kernels.screen(keys, self.kind, *given)
+        xp, kernels, screen = self.place.arrays, self.place.kernels, self.screen
+        if screen is not None:
+            found, count, peak = kernels.screen(keys, self.kind, screen.parts, screen.scale, screen.limit)
             return found, count, (peak.astype("float64") * screen.unit) ** 2
-        xp = self.place.arrays
-        lower, odds = (xp.minimum(end, 1.0) for end in self.white.odds(self.place.kernels, keys, self.kind))
-        upper = self.weighting.ends(lower, odds, self.mass[:, None], self.rows, xp.ones(1))[1]
+        odds = xp.minimum(self.white.odds(kernels, keys, self.kind)[1], 1.0)
+        upper = self._sensitivities(odds, odds)[1]
         passed = ~(upper < epsilon)
         found = xp.argsort(xp.where(passed, 0, 1), axis=1, kind="stable")
         return found, passed.sum(axis=1), xp.where(passed, 0.0, upper).max(axis=1, initial=0.0)
 
     def _ends(self, keys: Any) -> tuple[Any, Any]:
         """Return (lower, upper) of the sensitivities of rows of the forms, (heads, m) each."""
-        ends = self.white.ends(self.place.kernels.wide(keys, self.kind))
-        if self.weighting.p == 2:
-            return ends
-        return self.weighting.ends(*ends, self.mass[:, None], self.rows, self.place.arrays.ones(1))
+        return self._sensitivities(*self.white.ends(self.place.kernels.wide(keys, self.kind)))
+
+    def _sensitivities(self, lower: Any, upper: Any) -> tuple[Any, Any]:
+        """Return their ends from those of k^T M^-1 k, (heads, m) each; for p = 2 they are the same."""
+        return self.weighting.ends(lower, upper, self.mass[:, None], self.rows, self.place.arrays.ones(1))
 
     def _taken(self, found: Any, counts: np.ndarray, keys: Any, ids: Any, upper: Any) -> tuple[Any, Any, Any]:
         """Return the rows (heads, most) that were found, in their order, zeros with id -1 after them."""
@@ -196,21 +192,21 @@ class Batch:
     def passing(self, block: Any, epsilon: float) -> Any:
         """Return which rows of a block, (heads, m) bool, are not proved to stay below epsilon.
 
-        The forms need not hold them: k^T M^-1 k only falls, and is above the score, while they do not; for p != 2 its
-        power is a weight that they may enter with, if they have not yet.
+        Of a head that is not proved it says nothing.  The forms need not hold the rows: k^T M^-1 k only falls, and is
+        above the score, while they do not; for p != 2 its power is a weight that they may enter with, if they have not.
         """
         xp, (many, m, _) = self.place.arrays, block.shape
-        if self.screen is None:
+        if not self.rows:
             return xp.ones((many, m), bool)
         if self.weighting.p != 2:
             weights = self._own(self.white, block)
             ends = self.weighting.certified(weights, self.mass[:, None] + weights, self.rows + 1, xp.ones(1))
-            return ~(ends < epsilon) | ~self.white.proved[:, None]
-        found, count, _ = self._screened(block, self.screen, epsilon)
+            return ~(ends < epsilon)
+        found, count, _ = self._screened(block, epsilon)
         places = xp.where(xp.arange(m) < count[:, None], found, m)
         passed = xp.zeros((many, m + 1), bool)
         passed[xp.arange(many)[:, None], places] = True
-        return passed[:, :m] | ~self.screen.proved[:, None]
+        return passed[:, :m]
 
     # -- merge, and from the CPU ---------------------------------------------------------------------------
 
@@ -228,12 +224,12 @@ class Batch:
             dropped=xp.maximum(self.dropped, other.dropped),
             mass=self.mass + other.mass,
         )
-        joined, screen = both._shared(self, other)._judged(epsilon)
+        joined, proved = both._shared(self, other)._judged(epsilon)
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("keys", "ids", "upper"))
         keys, ids, upper = (xp.concatenate(pair, axis=1) for pair in pairs)
         lower, now = joined._ends(keys)
         whole = replace(joined, keys=keys, ids=ids, lower=lower, upper=xp.minimum(now, upper))
-        return whole._pruned(epsilon), host(screen.proved)
+        return whole._pruned(epsilon), host(proved)
 
     def _shared(self, *parts: Batch) -> Batch:
         """Return the state of both parts with weights that are no larger than needs be: in a part they had to be."""
@@ -291,8 +287,8 @@ class Batch:
         empty = cls.empty(place, kind, fast, p, keys)
         whole = replace(empty, gram=gram, keys=keys, ids=ids, lower=lower, upper=upper, dropped=dropped, mass=mass)
         whole = replace(whole, inherited=inherited, rows=streams[0].form.rows, sums=1)
-        judged, screen = whole._judged(epsilon)
-        return judged, host(screen.proved)
+        judged, proved = whole._judged(epsilon)
+        return judged, host(proved)
 
     # -- read ----------------------------------------------------------------------------------------------
 

@@ -202,12 +202,12 @@ class Sketch(Fed, store.Stored):
     def _block_rows(self) -> int:
         """Return the length of the next block.
 
-        For p = 2 the first rows are scored by the form with them in it, so all blocks are long, but those of many heads
-        not longer than makes their factorisation cheap: what waits for a block is copied.  Weights and samples are
-        taken by the rows before, so there a block is about as long as what came so far.  The first block is weighed
-        against itself, some ten times: a third of a long one, for the longer it is the smaller are all weights; with
-        decay it is so short that no row leaves the range of float64 before it is bounded.  For samples a block is four
-        times as long as what came, once so many came that not all have to enter.
+        p = 2: all are long, for the first rows are scored by the form with them in it; those of many heads not longer
+        than makes their factorisation cheap, for what waits is copied.
+        p != 2: a block is weighed by the rows before and is as long as what came.  The first, weighed against itself
+        some ten times, has a third of that: the longer it is, the smaller are all weights.  With decay none is so long
+        that a row leaves the range of float64 before it is bounded.
+        Samples: four times as long as what came, once so many came that not all have to enter.
         """
         if self.heads and self.p == 2:
             cheap = min(32 * self.dim, 4 * _BLOCK_NUMBERS // self.dim // len(self._streams))
