@@ -14,19 +14,21 @@ import numpy as np
 import lev
 from benchmarks import common
 from benchmarks.stream import streamed
-from lev import sketch
+from lev import backend, sketch
 from lev.cpu import threads
-from lev.factor import Factor, Groups
-from lev.frame import Frame
+from lev.factor import Factor
+from lev.frame import Frame, Groups
 from output import report, table
 
 
-def gram_by_blas(self, rows, factors, size, precision):
+def gram_by_blas(self, rows, factors, groups):
     """Return what ``Frame.grams`` returns, by BLAS: the widened rows are written and read again."""
     x, norms = self.widen(rows, factors)
-    y, full = self.coordinates(x), (precision + precision.T) / 2
-    scores, norms = np.einsum("ij,ij->i", y @ full, y), np.maximum(norms, np.square(y).sum(axis=1))
-    return y.T @ y, np.square(x).sum(axis=0), norms, np.add.reduceat(scores, np.arange(0, len(x), size))
+    y, full, chain = self.coordinates(x), (groups.precision + groups.precision.T) / 2, backend.GROUPS[1]
+    norms = np.maximum(norms, np.square(y).sum(axis=1))
+    scores = np.add.reduceat(np.einsum("ij,ij->i", y @ full, y), np.arange(0, len(x), groups.size))
+    chains = np.repeat(np.add.reduceat(norms, np.arange(0, len(x), chain)), chain // groups.size)[: len(scores)]
+    return y.T @ y, np.square(x).sum(axis=0), groups.own * scores + groups.rounding * chains
 
 
 WITHOUT = {

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from lev import backend, bounds, rounding
-from lev.frame import Frame
+from lev.frame import Frame, Groups
 
 _HUGE = 1e300  # finite, so that a score of zero stays zero
 
@@ -202,32 +202,6 @@ def _sieve(judge: Factor, epsilon: float, dtype: np.dtype) -> Screen:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
-    """Upper bounds on the odds of rows, one for ``size`` rows at a time: on the sum of their odds."""
-
-    size: int
-    precision: np.ndarray  # (r, r): the inverse of the form, as ``Frame.grams`` takes it
-    own: float
-    rounding: float  # of a row of unit norm
-
-    @classmethod
-    def none(cls, rank: int) -> Groups:
-        """Return groups that bound nothing."""
-        return cls(backend.GROUPS[1], np.zeros((rank, rank)), 1.0, math.inf)
-
-    def __call__(self, totals: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        """Return the bound of each group from what :meth:`Frame.grams` says and the larger squared norms."""
-        chain = backend.GROUPS[1]
-        sums = np.repeat(np.add.reduceat(norms, np.arange(0, len(norms), chain)), chain // self.size)[: len(totals)]
-        return self.own * totals + self.rounding * sums
-
-    def rows(self, which: np.ndarray, count: int) -> np.ndarray:
-        """Return the places, among ``count`` rows, of those in some groups."""
-        places = (which[:, None] * self.size + np.arange(self.size)).ravel()
-        return places[places < count]
-
-
-@dataclass(frozen=True, eq=False)
 class Filter:
     """Upper bounds on the odds of rows: k^T M^+ k for a form M without them."""
 
@@ -272,11 +246,8 @@ class Screen:
     groups: Groups
     bounds: Sequence[Bound]  # each closer than the one before, and dearer
 
-    def __call__(
-        self, rows: np.ndarray, factors: np.ndarray | None, totals: np.ndarray, norms: np.ndarray
-    ) -> np.ndarray:
-        """Return the bounds, (m,), for rows as they came, times their factors, and what :meth:`Frame.grams` says."""
-        odds = self.groups(totals, norms)
+    def __call__(self, rows: np.ndarray, factors: np.ndarray | None, odds: np.ndarray) -> np.ndarray:
+        """Return the bounds, (m,), for rows as they came, times their factors, and the odds of their groups."""
         upper = np.repeat(scores_of(odds), self.groups.size)[: len(rows)]
         open_ = np.flatnonzero(~(odds < bounds.odds_below(self.epsilon)))
         if len(open_):

@@ -18,8 +18,8 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lev import backend, bounds, rounding
-from lev.factor import Bound, Factor, Groups, Screen
-from lev.frame import Frame, Stacked, whitening_frame
+from lev.factor import Bound, Factor, Screen
+from lev.frame import Frame, Groups, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
 
@@ -123,10 +123,9 @@ class Form:
         groups = Groups.none(self.rank) if screen is None else screen.groups
         # what overflows is infinite or NaN in the sums and sends the block through the QR, which scales
         with np.errstate(over="ignore", invalid="ignore"):
-            gram, energy, norms, totals = self.frame.grams(piece, factors, groups.size, groups.precision)
+            gram, energy, odds = self.frame.grams(piece, factors, groups)
             leaves = self._leaves(piece, factors)
-            upper = norms if screen is None else screen(piece, factors, totals, norms)
-            return _Part(gram, energy, leaves, upper)
+            return _Part(gram, energy, leaves, odds if screen is None else screen(piece, factors, odds))
 
     def _leaves(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Say which rows, each times its factor, leave the span."""
@@ -350,7 +349,7 @@ class _Part:
     gram: np.ndarray
     energy: np.ndarray  # of each column
     leaves: np.ndarray  # (m,) bool: which rows are outside the span
-    upper: np.ndarray
+    upper: np.ndarray  # (m,) bounds on their scores, where there is a screen
 
 
 def _worst_first(block: np.ndarray, judge: Factor, factors: np.ndarray | None, leaves: np.ndarray) -> np.ndarray:

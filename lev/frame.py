@@ -13,7 +13,7 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 
 _NEVER = -(2**20)  # the power of two of zero
-_NO_PIVOTS = np.zeros(0, np.int64)
+_NO_PIVOTS, _NO_FACTORS = np.zeros(0, np.int64), np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,26 @@ class Triangle:
 
 
 @dataclass(frozen=True, eq=False)
+class Groups:
+    """Upper bounds on the odds of rows, one for ``size`` rows at a time: on the sum of their odds."""
+
+    size: int
+    precision: np.ndarray  # (r, r): the inverse of the form, its upper triangle, twice what is above the diagonal
+    own: float
+    rounding: float  # of a row of unit norm
+
+    @classmethod
+    def none(cls, rank: int) -> Groups:
+        """Return groups that bound nothing."""
+        return cls(backend.GROUPS[1], np.zeros((rank, rank)), 1.0, math.inf)
+
+    def rows(self, which: np.ndarray, count: int) -> np.ndarray:
+        """Return the places, among ``count`` rows, of those in some groups."""
+        places = (which[:, None] * self.size + np.arange(self.size)).ravel()
+        return places[places < count]
+
+
+@dataclass(frozen=True, eq=False)
 class Frame:
     """Coordinates y = (k * 2^-exponents) T, where T whitens ``triangle`` or, without one, is the identity."""
 
@@ -117,21 +137,19 @@ class Frame:
         return x if self.triangle is None else x @ self.triangle.whitener
 
     def grams(
-        self, rows: np.ndarray, factors: np.ndarray | None, size: int, precision: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, rows: np.ndarray, factors: np.ndarray | None, groups: Groups
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return of rows, each times its factor, y^T y, (r, r), and the energy of the scaled columns, (D,).
 
-        Also the larger of |x|^2 and |y|^2 of each, (m,), and of each ``size`` rows the sum of y ``precision`` y^T,
-        given the upper triangle of that with what is above the diagonal doubled.
+        Also what ``groups`` bounds: the odds of each.
         """
         rows, factors = for_kernels(rows, factors)
         rank, triangle = self.rank, self.triangle
-        gram, energy = np.empty((rank, rank)), np.zeros(self.dim)
-        norms, totals = np.empty(len(rows)), np.empty(-(-len(rows) // size))
+        gram, energy, odds = np.empty((rank, rank)), np.zeros(self.dim), np.empty(-(-len(rows) // groups.size))
         turn = (_NO_PIVOTS, np.zeros((0, 0))) if triangle is None else (triangle.pivots[:rank], triangle.inverse)
-        given = self.scale, *turn, precision, size, backend.GROUPS[1]
-        backend.kernels_of(rows).gram(rows, factors, *given, gram, energy, norms, totals)
-        return gram, energy, norms, totals
+        given = groups.precision, (groups.own, groups.rounding), groups.size, backend.GROUPS[1]
+        backend.kernels_of(rows).gram(rows, factors, self.scale, *turn, *given, gram, energy, odds)
+        return gram, energy, odds
 
     def leaves(self, x: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
         """Say which scaled rows leave the span by more than rounding may: their own and that of the rows behind a tail.
@@ -155,10 +173,10 @@ class Frame:
 
 
 def for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows in C order as float32 or float64, and a factor for each."""
+    """Return the rows in C order as float32 or float64, and a factor for each or, for ones, none."""
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float32 if rows.dtype == np.float16 else np.float64)
-    return np.ascontiguousarray(rows), np.ones(len(rows)) if factors is None else factors
+    return np.ascontiguousarray(rows), _NO_FACTORS if factors is None else factors
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,10 +156,14 @@ class _Grown:
         return upper, most
 
     def stay(self, part: Ragged, stream: Candidates, dropped: np.ndarray) -> Ragged:
-        """Return those rows of these heads that may reach epsilon, and raise ``dropped`` (heads,) by the others."""
-        upper, most = self.screened(part, stream.factors(part.rows.ids), stream.epsilon)
-        np.maximum(dropped, most, out=dropped)
-        part = part.take(np.flatnonzero(upper >= stream.epsilon))
+        """Return those rows of these heads that may reach epsilon, and raise ``dropped`` (heads,) by the others.
+
+        Where there are no more of them than that many, on average, all may: they are not filtered first.
+        """
+        if len(part.rows) > part.heads * bounds.max_members(self.scale.shape[1], stream.epsilon):
+            upper, most = self.screened(part, stream.factors(part.rows.ids), stream.epsilon)
+            np.maximum(dropped, most, out=dropped)
+            part = part.take(np.flatnonzero(upper >= stream.epsilon))
         lower, upper = self.ends(part, *self.squares(part, stream.factors(part.rows.ids)))
         lower, upper = np.minimum(lower, 1), np.minimum(upper, part.rows.upper)
         judged = replace(part, rows=replace(part.rows, lower=lower, upper=upper))

@@ -24,7 +24,7 @@ from lev.heads import absorb_all, prune_all
 from lev.ids import Ids
 from lev.incoming import Fed, asked_for, known_ends, wide
 from lev.lewis import lp_universal_set
-from lev.rows import Ragged, Rows, concatenate, stacked
+from lev.rows import Rows, concatenate, stacked
 from lev.second import Replay, complete, tighten
 from lev.universal import UniversalSet, universal_sets
 from lev.weighting import Weighting
@@ -264,7 +264,7 @@ class Sketch(Fed, store.Stored):
     def _members(self, epsilon: float) -> list[UniversalSet]:
         streams = self._settle()._streams
         return universal_sets(
-            Ragged.of_heads([stream.kept for stream in streams]),
+            [stream.kept for stream in streams],
             self._family,
             epsilon=epsilon,
             counts=self.count - self._masked,

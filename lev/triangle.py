@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lev import backend, rounding
-from lev.frame import Frame
+from lev.frame import Frame, Groups
 
 LOOSE = 2.0**-12
 """A margin for solutions that are corrected, and checked."""
@@ -30,9 +30,9 @@ def triangle_of(rows: np.ndarray, factors: np.ndarray, limit: float = 0.0) -> np
 
 def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndarray | None:
     rank = rows.shape[1]
-    plain, none = _plain(rank), np.zeros((rank, rank))
+    plain, none = _plain(rank), Groups.none(rank)
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = backend.run(lambda part: plain.grams(*part, backend.GROUPS[1], none)[0], backend.pieces(rows, factors))
+        parts = backend.run(lambda part: plain.grams(*part, none)[0], backend.pieces(rows, factors))
     gram = np.sum(parts, axis=0)
     try:
         triangle = scipy.linalg.cholesky(gram)

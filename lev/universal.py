@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from lev import backend, bounds
 from lev.checks import check_integer
 from lev.rows import Ragged, Rows
+
+_HEADS = 32  # whose rows are copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +110,7 @@ class UniversalSet:
 
 
 def universal_sets(
-    held: Ragged,
+    kept: Sequence[Sequence[Rows]],
     family: backend.Family,
     *,
     epsilon: float,
@@ -116,29 +119,36 @@ def universal_sets(
     omitted: np.ndarray,
     p: float,
 ) -> list[UniversalSet]:
-    """Return the universal set of each head, of those of its rows whose upper bound reaches ``epsilon``.
+    """Return the universal set of each head, of those of the rows it keeps whose upper bound reaches ``epsilon``.
 
     A set is exact if the lower bounds of its members are above epsilon (1 - 2 limit); ``omitted`` bounds what was not
-    held.  All are (heads,).
+    kept.  All are (heads,).
     """
-    member = held.rows.upper >= epsilon
-    omitted = np.maximum(omitted, held.most(~member))
-    found = held.take(np.flatnonzero(member))
-    found = found.take(np.lexsort((found.rows.ids, found.owners)))
-    exact = np.ones(held.heads, bool)
-    exact[found.owners[~(found.rows.lower >= epsilon * (1 - 2 * limits)[found.owners])]] = False
-    return [
-        UniversalSet(
-            family.out(rows.ids),
-            family.out(rows.keys, rows=True),
-            family.out(rows.upper),
-            family.out(rows.payload) if rows.payload.shape[1] else None,
-            epsilon,
-            p,
-            *scalars,
-        )
-        for rows, *scalars in zip(found.split(), counts.tolist(), exact.tolist(), omitted.tolist(), strict=True)
-    ]
+
+    def of(heads: slice) -> list[UniversalSet]:
+        held, limit = Ragged.of_heads(kept[heads]), epsilon * (1 - 2 * limits[heads])
+        member = held.rows.upper >= epsilon
+        left = np.maximum(omitted[heads], held.most(~member))
+        places = np.flatnonzero(member)
+        found = held.take(places[np.lexsort((held.rows.ids[places], held.owners[places]))])
+        exact = np.ones(held.heads, bool)
+        exact[found.owners[~(found.rows.lower >= limit[found.owners])]] = False
+        scalars = zip(counts[heads].tolist(), exact.tolist(), left.tolist(), strict=True)
+        return [
+            UniversalSet(
+                family.out(rows.ids),
+                family.out(rows.keys, rows=True),
+                family.out(rows.upper),
+                family.out(rows.payload) if rows.payload.shape[1] else None,
+                epsilon,
+                p,
+                *rest,
+            )
+            for rows, rest in zip(found.split(), scalars, strict=True)
+        ]
+
+    parts = backend.run(of, backend.slices(len(kept), _HEADS))
+    return [one for part in parts for one in part]
 
 
 def select(

@@ -26,7 +26,7 @@ def test_tapered_slices_hold_every_place_once_in_whole_groups(count):
     st.floats(0, 1),
     st.integers(0, 99),
 )
-def test_gram_is_the_product_and_totals_are_sums(d, m, size, chain, affine, share, seed):
+def test_gram_is_the_product_and_odds_are_of_groups(d, m, size, chain, affine, share, seed):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((m, d)).astype(np.float32)
     factors, scale = rng.uniform(0.5, 2, m), np.exp2(rng.integers(-3, 4, d + affine))
@@ -36,17 +36,19 @@ def test_gram_is_the_product_and_totals_are_sums(d, m, size, chain, affine, shar
     y = x[:, pivots] @ triangle if rank else x
     precision = rng.standard_normal((y.shape[1], y.shape[1]))
     precision += precision.T
-    gram, norms, totals = np.empty_like(precision), np.empty(m), np.empty(-(-m // size))
+    gram, odds = np.empty_like(precision), np.empty(-(-m // size))
     doubled, energy = np.triu(precision) + np.triu(precision, 1), np.zeros(d + affine)
-    given = scale, pivots, triangle, doubled, size, chain * size
-    kernels.gram(rows, factors, *given, gram, energy, norms, totals)
+    given = scale, pivots, triangle, doubled, (2.0, 3.0), size, chain * size
+    kernels.gram(rows, factors, *given, gram, energy, odds)
     largest = np.abs(y).max() ** 2
     np.testing.assert_allclose(gram, y.T @ y, rtol=1e-12, atol=1e-11 * largest)
     np.testing.assert_allclose(energy, np.square(x).sum(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(norms, np.maximum(np.square(x).sum(axis=1), np.square(y).sum(axis=1)), rtol=1e-12)
-    each = np.einsum("ij,jk,ik->i", y, precision, y)
-    sums = np.add.reduceat(each, np.arange(0, m, size))
-    np.testing.assert_allclose(totals, sums, atol=1e-10 * np.abs(precision).sum() * largest)
+    norms = np.maximum(np.square(x).sum(axis=1), np.square(y).sum(axis=1))
+    scores = np.add.reduceat(np.einsum("ij,jk,ik->i", y, precision, y), np.arange(0, m, size))
+    chains = np.repeat(np.add.reduceat(norms, np.arange(0, m, chain * size)), chain)[: len(odds)]
+    np.testing.assert_allclose(
+        odds, 2 * scores + 3 * chains, rtol=1e-12, atol=1e-10 * np.abs(precision).sum() * largest
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -56,9 +58,10 @@ def test_gram_passes_on_what_is_not_finite(bad):
     for pivots in ([], [0, 1, 2, 3, 4], [0, 1, 2]):
         rank, energy = len(pivots), np.zeros(5)
         gram = np.empty((rank or 5, rank or 5))
-        given = np.array(pivots, np.int64), np.eye(rank), np.eye(len(gram)), 64, 64
-        kernels.gram(rows, np.ones(70), np.ones(5), *given, gram, energy, np.empty(70), np.empty(2))
+        given, odds = (np.array(pivots, np.int64), np.eye(rank), np.eye(len(gram)), (1.0, 1.0), 64, 64), np.empty(2)
+        kernels.gram(rows, np.ones(70), np.ones(5), *given, gram, energy, odds)
         assert not np.isfinite(energy[4])
+        assert np.isfinite(odds).tolist() == [True, False]
         assert np.isfinite(gram).all() == (rank == 3)
 
 

@@ -13,7 +13,6 @@ import lev
 from lev import bounds
 from lev.factor import Factor, scores_of
 from lev.form import Form
-from lev.frame import Frame
 
 
 def gram_matrix(rng: np.random.Generator) -> None:
@@ -89,11 +88,7 @@ def groups(rng: np.random.Generator, kind: type) -> float:
     rows = rng.standard_normal((150, 3)) * np.exp(rng.uniform(-9, 9, (150, 1))) @ turn
     factor = Form.empty(3).add(seen, None, 1.0)[0].simplified().factor()
     bound = factor.groups(1.0)
-    x, norms = factor.frame.widen(rows)
-    y = factor.frame.coordinates(x)
-    _, _, y_norms, totals = Frame(np.zeros(3, np.int64)).grams(y, None, bound.size, bound.precision)
-    norms = np.maximum(norms, y_norms)
-    odds, upper, worst = [exact.against(seen, row) for row in rows], bound(totals, norms), 0.0
+    odds, upper, worst = [exact.against(seen, row) for row in rows], factor.frame.grams(rows, None, bound)[2], 0.0
     for group, end in enumerate(upper):
         total = sum(odds[group * bound.size : (group + 1) * bound.size])
         assert total <= Fraction(float(end))

@@ -12,7 +12,7 @@ from scipy.linalg import blas
 
 import lev
 from lev import backend
-from lev.frame import Frame
+from lev.frame import Frame, Groups
 
 from .common import EPSILON, QUICK, interleaved, make_keys
 from .system import write
@@ -38,11 +38,10 @@ def causal_seconds(dim, epsilon):
 
 def thread_seconds(rows=20_000 if QUICK else 4_000_000):
     """Return seconds of lev.scan on one thread and on two, and of the Gram products in it alone: what threads allow."""
-    keys, frame, none = make_keys(rows, 64, 30), Frame(np.zeros(64, np.int64)), np.zeros((64, 64))
-    size = backend.GROUPS[1]
+    keys, frame, none = make_keys(rows, 64, 30), Frame(np.zeros(64, np.int64)), Groups.none(64)
 
     def products(threads):
-        backend.run(lambda part: frame.grams(*part, size, none), backend.pieces(keys), threads)
+        backend.run(lambda part: frame.grams(*part, none), backend.pieces(keys), threads)
 
     tasks = {f"scan {n}": lambda n=n: lev.scan(keys, EPSILON, threads=n) for n in (1, 2)}
     tasks |= {f"products {n}": lambda n=n: products(n) for n in (1, 2)}

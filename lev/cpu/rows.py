@@ -15,33 +15,34 @@ _HELD = (CHUNK + HIGH - 1) // HIGH * HIGH
 def widen(rows, factors, scale, out, norms):
     """Write ``factors[:, None] * rows * scale`` into ``out`` and squared row norms into ``norms``.
 
-    ``scale`` may be one longer than the rows: the last column is then the constant 1 of affine queries.  One pass
-    saves the float64 temporary, the scaled temporary and a second read for the norms.
+    ``scale`` may be one longer than the rows: the last column is then the constant 1 of affine queries.  No factors at
+    all are ones.  One pass saves the float64 temporary, the scaled temporary and a second read for the norms.
     """
     m, d = rows.shape
     for i in range(m):
-        total = 0.0
+        factor, total = factors[i] if len(factors) else 1.0, 0.0
         for j in range(d):
-            value = rows[i, j] * scale[j] * factors[i]
+            value = rows[i, j] * scale[j] * factor
             out[i, j] = value
             total += value * value
         if len(scale) > d:
-            value = scale[d] * factors[i]
+            value = scale[d] * factor
             out[i, d] = value
             total += value * value
         norms[i] = total
 
 
 @numba.njit(cache=True, nogil=True)
-def gram(rows, factors, scale, pivots, triangle, precision, size, chain, out, energy, norms, totals):
+def gram(rows, factors, scale, pivots, triangle, precision, terms, size, chain, out, energy, odds):
     """Write the Gram matrix of y = x[:, pivots] T into ``out``, for x = ``factors[:, None] * rows * scale``.
 
     T is ``triangle``, upper; y is x where there are no pivots.  The sum of squares of each column of x is added to
-    ``energy``; ``norms`` gets the larger of |x|^2 and |y|^2, ``totals`` the sum of y ``precision`` y^T over each
-    ``size`` rows, given the upper triangle with what stands above the diagonal doubled.  ``chain`` rows at a time are
-    summed, a multiple of ``size``.
+    ``energy``.  ``chain`` rows at a time are summed, a multiple of ``size``; ``odds`` gets, of each ``size`` rows, with
+    (a, b) = ``terms``, a times the sum of y ``precision`` y^T, given the upper triangle with what stands above the
+    diagonal doubled, plus b times the sum over their chain of the larger of |x|^2 and |y|^2.
     """
     m, dim = len(rows), len(out)
+    norms = np.empty(_HELD)
     x = np.zeros((_HELD, padded(len(scale))))
     y = np.zeros((_HELD, padded(dim))) if len(pivots) else x
     picked = np.zeros((_HELD, len(pivots)))
@@ -49,18 +50,21 @@ def gram(rows, factors, scale, pivots, triangle, precision, size, chain, out, en
     right[: len(pivots), : len(pivots)] = triangle
     to_tiles(precision, inverse)
     for first in range(0, m, chain):
-        before, last = 0.0, min(first + chain, m)
+        before, norm, last = 0.0, 0.0, min(first + chain, m)
         for group in range(first, last, size):
             end = min(group + size, last)
             for start in range(group, end, CHUNK):
                 some = slice(start, min(start + CHUNK, end))
-                widen(rows[some], factors[some], scale, x, norms[some])
+                count = some.stop - start
+                widen(rows[some], factors[some], scale, x, norms)
                 if len(pivots):
-                    turn(x, pivots, picked, right, y, energy, norms[some])
-                add_gram(y, some.stop - start, dim, part)
+                    turn(x, count, pivots, picked, right, y, energy, norms)
+                add_gram(y, count, dim, part)
+                norm += norms[:count].sum()
             total = dot(inverse.ravel(), part.ravel())
-            totals[group // size] = total - before
+            odds[group // size] = terms[0] * (total - before)
             before = total
+        odds[first // size : (last + size - 1) // size] += terms[1] * norm
         fold(part.ravel(), whole.ravel())
     from_tiles(whole, out)
     if not len(pivots):
@@ -68,12 +72,11 @@ def gram(rows, factors, scale, pivots, triangle, precision, size, chain, out, en
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def turn(x, pivots, picked, right, y, energy, norms):
-    """Write x[:, pivots], ``picked``, times ``right`` into y for the rows of ``norms``, and raise these to |y|^2.
+def turn(x, m, pivots, picked, right, y, energy, norms):
+    """Write x[:, pivots], ``picked``, times ``right`` into y for the first m rows, and raise ``norms`` to |y|^2.
 
     The squares of x are added to ``energy``, of each column.
     """
-    m = len(norms)
     for i in range(m):
         for j in range(len(energy)):
             energy[j] += x[i, j] * x[i, j]

@@ -130,15 +130,19 @@ def resolve(selector: str | Selector, p: float = 2.0, causal: bool = False) -> S
 
 
 def _best(scores: Tensor, mask: Tensor | None, epsilon: float | None, top_k: int | None) -> UniversalKeys:
-    n = scores.shape[-1]
     member = torch.ones_like(scores, dtype=torch.bool) if epsilon is None else scores >= epsilon
     if mask is not None:
         member = member & mask
-    m = top_k if top_k is not None else int(member.sum(-1).max()) if member.numel() else 0
-    best = scores.masked_fill(~member, -math.inf).sort(dim=-1, descending=True, stable=True).indices[..., :m]
-    place = torch.where(member.gather(-1, best), best, n).sort(dim=-1).values
-    held = place < n
-    indices = place.masked_fill(~held, 0)
+    if top_k is not None:
+        ranked = scores.masked_fill(~member, -math.inf).sort(dim=-1, descending=True, stable=True).indices
+        member = member & torch.zeros_like(member).scatter(-1, ranked[..., :top_k], True)
+    count, device = member.sum(-1, keepdim=True), scores.device
+    m = top_k if top_k is not None else int(count.max()) if count.numel() else 0
+    held = torch.arange(m, device=device) < count
+    place = torch.where(member, member.cumsum(-1) - 1, m)  # of each member in its head; the others share the last
+    number = torch.arange(place.shape[-1], device=device).expand_as(place)
+    indices = torch.zeros((*held.shape[:-1], m + 1), dtype=torch.int64, device=device).scatter(-1, place, number)
+    indices = indices[..., :m].contiguous()
     return UniversalKeys(indices, scores.gather(-1, indices).masked_fill(~held, 0), held)
 
 
