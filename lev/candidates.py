@@ -173,22 +173,24 @@ class Candidates:
 
     def keep(self, rows: Rows, upper: np.ndarray) -> Candidates:
         """Return the candidates with those of the rows that may reach epsilon, copied."""
-
-        def chosen(part: slice) -> tuple[Rows, float]:
-            return self._chosen(rows.take(part), rows.lower[part], upper[part])
-
+        places, most = self._above(upper)
+        bounded = replace(rows, upper=upper)
         # to copy; with few, one core is done before two have started
-        many = np.count_nonzero(upper >= self.epsilon) > backend.PIECE
-        parts = backend.slices(len(rows), backend.TASK) if many else [slice(None)]
-        found, dropped = zip(*backend.run(chosen, parts), strict=True)
-        kept = tuple(some for some in (*self.kept, *found) if len(some)) or found[-1:]
-        return replace(self, kept=kept, dropped=max(self.dropped, *dropped))
+        parts = backend.slices(len(places), backend.TASK if len(places) > backend.PIECE else len(places) + 1)
+        found = backend.run(lambda part: bounded.take(places[part]), parts)
+        kept = tuple(some for some in (*self.kept, *found) if len(some)) or tuple(found[-1:])
+        return replace(self, kept=kept, dropped=max(self.dropped, most))
 
     def _chosen(self, rows: Rows, lower: np.ndarray, upper: np.ndarray) -> tuple[Rows, float]:
         """Return the rows that may reach epsilon, and the largest bound of the others."""
-        chosen = upper >= self.epsilon
-        below = upper[~chosen] if chosen.any() else upper
-        return replace(rows, lower=lower, upper=upper).take(np.flatnonzero(chosen)), float(below.max(initial=0.0))
+        places, most = self._above(upper)
+        return replace(rows, lower=lower, upper=upper).take(places), most
+
+    def _above(self, upper: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the places of bounds that reach epsilon, and the largest of the others."""
+        places = np.empty(len(upper), np.int64)
+        count, most = backend.kernels_of(upper).above(upper, self.epsilon, places)
+        return places[:count], most
 
     # -- bound ---------------------------------------------------------------------------------------------
 

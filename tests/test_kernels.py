@@ -51,6 +51,14 @@ def test_gram_is_the_product_and_odds_are_of_groups(d, m, size, chain, affine, s
     )
 
 
+@given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=20), st.floats(0, 1))
+def test_above_finds_what_is_not_below(values, limit):
+    values, places = np.array(values), np.full(len(values), -1)
+    count, most = kernels.above(values, limit, places)
+    np.testing.assert_array_equal(places[:count], np.flatnonzero(~(values < limit)))
+    assert most == values[values < limit].max(initial=0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_gram_passes_on_what_is_not_finite(bad):
     rows = np.ones((70, 5), np.float32)

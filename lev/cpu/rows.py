@@ -162,6 +162,22 @@ def sift(odds, ids, limit, share, out):
 
 
 @numba.njit(cache=True, nogil=True)
+def above(values, limit, out):
+    """Write into ``out`` the places of values that are not below ``limit``.
+
+    Returns how many there are, and the largest of the other values, at least 0.
+    """
+    count, most = 0, 0.0
+    for i in range(len(values)):
+        if values[i] < limit:
+            most = max(most, values[i])
+        else:
+            out[count] = i
+            count += 1
+    return count, most
+
+
+@numba.njit(cache=True, nogil=True)
 def lewis_roots(odds, p, out):
     """Write into ``out`` the root v in [0, 1] of v^(2/p) + a v = a for each odds a, or a little more.
 
