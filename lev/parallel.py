@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -149,10 +150,30 @@ def _block_parts(blocks: Iterator[Any], dim: int | None) -> list[Part]:
 
 
 def _ahead(blocks: Iterable[Any]) -> Iterator[Any]:
-    """Yield the blocks, reading the next one while the last is in use."""
-    waiting, end = iter(blocks), object()
-    with ThreadPoolExecutor(1, thread_name_prefix="lev-read") as reader:
-        following = reader.submit(next, waiting, end)
-        while (block := following.result()) is not end:
-            following = reader.submit(next, waiting, end)
+    """Yield the blocks, reading the next one while the last is in use.
+
+    Who leaves does not wait for the reader, and nor does the interpreter: it may be waiting for a pipe.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    waiting = iter(blocks)
+
+    def read() -> None:
+        while wanted.get():
+            try:
+                found.put((next(waiting), None))
+            except BaseException as error:
+                found.put((None, error))
+
+    Thread(target=read, name="lev-read", daemon=True).start()
+    try:
+        wanted.put(True)
+        block, error = found.get()
+        while error is None:
+            wanted.put(True)
             yield block
+            block, error = found.get()
+        if not isinstance(error, StopIteration):
+            raise error
+    finally:
+        wanted.put(False)

@@ -1,20 +1,21 @@
 """Blocks of rows from files and pipes, never a whole file at once.
 
 ``.npy``, ``.npz``, ``.safetensors`` and standard input are all rows of fixed length in a binary file from some
-offset on, so one loop reads the four.  ``.parquet`` comes in record batches, Fortran order through a map.
+offset on, so one loop reads the four.  ``.parquet`` comes in record batches, Fortran order column by column.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from lev import backend
 
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 _SAFETENSORS |= {"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
-_DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Open = Callable[[], contextlib.AbstractContextManager[Any]]  # gives a binary file at its beginning
 Read = Callable[[int, int, int | None, int], Iterator[np.ndarray]]
@@ -55,12 +55,10 @@ class Reader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         some = False
-        try:
+        with _named_in_errors(self.source):
             for block in self._blocks(self.first, None if self.rows is None else self.first + self.rows):
                 some = True
                 yield block.astype(np.float32) if block.dtype == np.float16 else block
-        except _DAMAGE as error:
-            raise ValueError(f"{self.source}: {error}") from None
         if self.rows is None and not some:
             raise ValueError(f"{self.source} is empty; expected little-endian float32 rows of {self.dim} numbers")
 
@@ -82,12 +80,10 @@ def open_rows(
     read, by default all.  Raises FileNotFoundError and other OSErrors, ValueError for what does not fit, and
     ImportError where parquet needs pyarrow.
     """
-    pipe = str(source) == "-"
+    pipe, path = str(source) == "-", Path(source)
     name = "standard input" if pipe else str(source)
-    try:
-        array = _standard_input(dim, tensor, head) if pipe else _file(Path(source), tensor)
-    except _DAMAGE as error:
-        raise ValueError(f"{name}: {error}") from None
+    with _named_in_errors(name):
+        array = _standard_input(dim, tensor, head) if pipe else _file(path, tensor)
     number, (n, d) = _checked_head(name, array.shape, head), array.shape[-2:]
     if dim is not None and dim != d:
         raise ValueError(f"dim is {dim}, but {name} holds rows of {d} numbers")
@@ -95,7 +91,7 @@ def open_rows(
     step = max(1, backend.BLOCK // d) if block_rows is None else block_rows
     if step < 1:
         raise ValueError(f"block_rows must be >= 1; got {block_rows}")
-    seekable = not pipe and Path(source).suffix.lower() != ".npz"
+    seekable = not pipe and path.suffix.lower() != ".npz"
     return Reader(
         name,
         None if end is None else end - first,
@@ -104,6 +100,19 @@ def open_rows(
         seekable,
         lambda begin, stop: array.read(number, begin, stop, step),
     )
+
+
+@contextlib.contextmanager
+def _named_in_errors(name: str) -> Iterator[None]:
+    """Raise ValueError with ``name`` for whatever a damaged source makes a parser raise; errors of the system pass."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{name}: {str(error) or type(error).__name__}") from None
 
 
 def _checked_head(name: str, shape: tuple[int, ...], head: int | None) -> int:
@@ -163,6 +172,34 @@ def _stored(opener: Open, shape: tuple[int, ...], dtype: np.dtype, offset: int =
     return _Array(shape, read)
 
 
+def _columns(opener: Open, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> _Array:
+    """Return the array in Fortran order from ``offset`` on: in each column the rows of all heads lie row after row."""
+    heads, n, d = (1, *shape[:-2]), *shape[-2:]
+    count = math.prod(heads)
+
+    def read(head: int, first: int, end: int | None, step: int) -> Iterator[np.ndarray]:
+        place = np.ravel_multi_index(np.unravel_index(head, heads), heads, order="F")
+        with opener() as file:
+            for start in range(first, n if end is None else end, step):
+                column = np.empty((min(step, (n if end is None else end) - start), count), dtype)
+                columns = np.empty((d, len(column)), dtype)
+                for i in range(d):
+                    file.seek(offset + (i * n + start) * count * dtype.itemsize)
+                    if file.readinto(column) < column.nbytes:
+                        raise ValueError(f"cut off: column {i} ends before row {start + len(column)}")
+                    columns[i] = column[:, place]
+                yield np.array(columns.T, order="C")
+
+    return _Array(shape, read)
+
+
+def _check_size(size: int, shape: tuple[int, ...], dtype: np.dtype, begin: int, end: int | None = None) -> None:
+    """Raise ValueError unless numbers of that shape lie between ``begin`` and ``end`` of ``size`` bytes."""
+    needed = begin + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or needed > size or (end is not None and needed != end):
+        raise ValueError(f"cut off or damaged: {size} bytes, and shape {shape} of {dtype} ends at {needed}")
+
+
 def _skip(file: Any, count: int) -> None:
     if file.seekable():
         file.seek(count, os.SEEK_CUR)
@@ -179,17 +216,6 @@ def _fill(file: Any, block: np.ndarray) -> int:
     return got
 
 
-def _held(array: np.ndarray) -> _Array:
-    """Return an array whose numbers do not lie row after row: it is sliced."""
-
-    def read(head: int, first: int, end: int | None, step: int) -> Iterator[np.ndarray]:
-        matrix = array[np.unravel_index(head, array.shape[:-2])] if array.ndim > 2 else array
-        for start in range(first, len(matrix) if end is None else end, step):
-            yield np.array(matrix[start : min(start + step, end or len(matrix))], order="C")
-
-    return _Array(array.shape, read)
-
-
 # -- the formats ---------------------------------------------------------------------------------------------
 
 
@@ -198,7 +224,15 @@ def _standard_input(dim: int | None, tensor: str | None, head: int | None) -> _A
         raise ValueError(f"dim, the numbers in a row, must be given and >= 1; got {dim}")
     if tensor is not None or head is not None:
         raise ValueError("there are only rows here; tensor and head are for files")
-    return _stored(lambda: contextlib.nullcontext(sys.stdin.buffer), (-1, dim), np.dtype("<f4"))
+    return _stored(_pipe, (-1, dim), np.dtype("<f4"))
+
+
+def _pipe() -> contextlib.AbstractContextManager[Any]:
+    """Open standard input without a buffer: Python aborts if it ends while a thread reads and holds a buffer's lock."""
+    try:
+        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    except (OSError, ValueError):  # what stands in for it
+        return contextlib.nullcontext(sys.stdin.buffer)
 
 
 def _file(path: Path, tensor: str | None) -> _Array:
@@ -215,19 +249,23 @@ def _file(path: Path, tensor: str | None) -> _Array:
 def _npy(path: Path, tensor: str | None) -> _Array:
     if tensor is not None:
         raise ValueError(f".npy holds one array without a name; got tensor {tensor!r}")
-    return _numpy(lambda: open(path, "rb"), lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    opener = partial(open, path, "rb")
+    return _numpy(opener, path.stat().st_size, opener)
 
 
 def _npz(path: Path, tensor: str | None) -> _Array:
     with zipfile.ZipFile(path) as archive:
-        member = _named([name.removesuffix(".npy") for name in archive.namelist()], tensor)
+        sizes = {info.filename: info.file_size for info in archive.infolist() if info.filename.endswith(".npy")}
+    member = _named([name.removesuffix(".npy") for name in sizes], tensor) + ".npy"
     return _numpy(
-        lambda: zipfile.ZipFile(path).open(f"{member}.npy"), lambda: np.load(path, allow_pickle=False)[member]
+        lambda: zipfile.ZipFile(path).open(member),
+        sizes[member],
+        lambda: io.BytesIO(zipfile.ZipFile(path).read(member)),
     )
 
 
-def _numpy(opener: Open, whole: Callable[[], np.ndarray]) -> _Array:
-    """Return the array in a .npy stream; ``whole`` loads it if it stands in Fortran order."""
+def _numpy(opener: Open, size: int, seeker: Open) -> _Array:
+    """Return the array in a .npy stream of ``size`` bytes; ``seeker`` opens it to go to and fro in Fortran order."""
     headers: dict[tuple, Callable[[Any], tuple]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -240,7 +278,10 @@ def _numpy(opener: Open, whole: Callable[[], np.ndarray]) -> _Array:
         offset = file.tell()
     if dtype.kind not in "fiub":
         raise ValueError(f"expected an array of real numbers; got dtype {dtype}")
-    return _held(whole()) if fortran and len(shape) > 1 else _stored(opener, shape, dtype, offset)
+    _check_size(size, shape, dtype, offset)
+    if fortran and len(shape) > 1:
+        return _columns(seeker, shape, dtype, offset)
+    return _stored(opener, shape, dtype, offset)
 
 
 def _safetensors(path: Path, tensor: str | None) -> _Array:
@@ -250,16 +291,22 @@ def _safetensors(path: Path, tensor: str | None) -> _Array:
         header = file.read(min(length, size))
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        places = {name: (e["dtype"], tuple(map(int, e["shape"])), *e["data_offsets"]) for name, e in entries.items()}
+        places = {n: (str(e["dtype"]), _counts(e["shape"]), _counts(e["data_offsets"])) for n, e in entries.items()}
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise ValueError("not a safetensors file, or a truncated one") from None
-    kind, shape, begin, end = places[_named(list(places), tensor)]
+    kind, shape, (begin, end) = places[_named(list(places), tensor)]
     if kind not in _SAFETENSORS:
         raise ValueError(f"dtype {kind} is not known; expected one of {', '.join(_SAFETENSORS)}")
     dtype = np.dtype(_SAFETENSORS[kind])
-    if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
-        raise ValueError(f"cut off or damaged: {size} bytes, and shape {shape} of {kind} ends at {8 + length + end}")
+    _check_size(size, shape, dtype, 8 + length + begin, 8 + length + end)
     return _stored(lambda: open(path, "rb"), shape, dtype, 8 + length + begin, kind == "BF16")
+
+
+def _counts(values: list) -> tuple[int, ...]:
+    """Return the values, which must be integers >= 0.  Raises ValueError and TypeError."""
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"expected integers >= 0; got {values}")
+    return tuple(values)
 
 
 def _named(names: Sequence[str], tensor: str | None) -> str:

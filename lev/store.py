@@ -46,6 +46,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable
@@ -57,6 +58,7 @@ import numpy as np
 import safetensors.numpy
 
 from lev.candidates import Candidates
+from lev.checks import check_heads, check_integer
 from lev.form import Form
 from lev.frame import Frame, Triangle
 from lev.rows import Rows
@@ -87,19 +89,25 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         fields = json.loads(header["__metadata__"]["lev"])
         tensors = safetensors.numpy.load(data)
-        found, version = fields.pop("checksum"), fields["format"]
+        del fields["checksum"]
+        if fields["format"] != FORMAT:
+            raise SketchFileError(
+                f"sketch format {fields['format']!r} is not known to this version, which reads {FORMAT}"
+            )
+        if data != pack(fields, tensors):
+            raise SketchFileError("the checksum does not match: the sketch file is damaged")
+    except SketchFileError:
+        raise
     except Exception as error:
         # whatever a foreign file makes a parser raise, it is one thing to the caller
         raise SketchFileError(f"not a sketch file, or a truncated one ({type(error).__name__})") from None
-    if version != FORMAT:
-        raise SketchFileError(f"sketch format {version!r} is not known to this version, which reads {FORMAT}")
-    if found != _checksum(fields, tensors) or data != pack(fields, tensors):
-        raise SketchFileError("the checksum does not match: the sketch file is damaged")
     return fields, tensors
 
 
 _FORM_SCALARS = ("rows", "sums", "excuse", "turns", "inherited", "limit")
 _STREAM_SCALARS = ("dropped", "mass", "epoch")
+_COUNTS = ("rows", "sums", "turns", "left", "next", "count", "settled")
+_MOST = 2**53  # that can be counted: a row has an id of its own, below this
 _FIRST_KIND = "Sketch"  # files of this kind do not name it: they are older than the others
 
 
@@ -156,6 +164,7 @@ def put_together(
     form = put_form(fields, tensors, empty.form.frame.dim)
     rows = put_rows(tensors, columns, payload_columns)
     stream = {name: fields[name] for name in _STREAM_SCALARS} | {"left": fields.get("left", 0)}
+    check_integer("epoch", stream["epoch"], 0)
     check_scalars(stream.values())
     return replace(empty, form=form, kept=(rows,), **stream).rated(rows.upper)
 
@@ -229,13 +238,40 @@ class Stored(abc.ABC):
 def read(data: bytes, kinds: Iterable[type[Stored]]) -> Any:
     """Return what was written, of one of ``kinds``.  Raises TypeError and SketchFileError."""
     fields, tensors = unpack(data)
-    kind, known = fields.get("kind", _FIRST_KIND), {cls.__name__: cls for cls in kinds}
-    if kind not in known:
-        raise SketchFileError(f"the sketch file holds a {kind}; expected a {' or '.join(known)}")
     try:
-        return known[kind]._put_together(fields, tensors)
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
-        raise SketchFileError(f"the sketch file does not describe a sketch: {error}") from None
+        kind, known = fields.get("kind", _FIRST_KIND), {cls.__name__: cls for cls in kinds}
+        if str(kind) not in known:
+            raise SketchFileError(f"the sketch file holds a {kind}; expected a {' or '.join(known)}")
+        _check(fields, tensors)
+        sketch = known[kind]._put_together(fields, tensors)
+        if sketch.to_bytes() != bytes(data):
+            raise ValueError("what it holds is not what it says")
+    except SketchFileError:
+        raise
+    except Exception as error:
+        # as in unpack; here also the memory and the depth that only foreign values need
+        said = str(error) or type(error).__name__
+        raise SketchFileError(f"the sketch file does not describe a sketch: {said}") from None
+    return sketch
+
+
+def _check(fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Raise ValueError, TypeError or KeyError where counts are none, or more is to be made than the file has."""
+    for part in (fields, *fields.get("streams", ()), *fields.get("blocks", ())):
+        for name in _COUNTS:
+            if check_integer(name, part.get(name, 0), 0) > _MOST:
+                raise ValueError(f"{name} must be at most 2**53; got {part[name]}")
+    if "heads" in fields:  # all but windows, which their arguments alone do not make large
+        streams, shape = fields["streams"], tensors["0.tail"].shape
+        # as floats: a product of integers grows with the square of their number
+        if math.prod(map(float, check_heads(fields["heads"]))) != len(streams):
+            raise ValueError(f"heads must be those of {len(streams)} streams")
+        if shape != (fields["dim"] + fields["intercept"],):
+            raise ValueError(f"dim is {fields['dim']}, but the form has shape {shape}")
+        seen = {stream["rows"] + stream.get("left", 0) for stream in streams}
+        masked = fields["masked"] if "masked" in fields else [stream["masked"] for stream in streams]
+        if len(seen) > 1 or max(masked) > max(seen):
+            raise ValueError(f"heads have one number of rows, and masked is at most that; got {seen} and {masked}")
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import lev
-from lev import cli, demo
+from lev import cli, demo, store
 
 KEYS = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
 KEYS[[5, 1200, 2999]] *= 30
@@ -180,6 +181,15 @@ def test_bad_input(keys, refused, arguments, message):
     np.save("narrow.npy", np.ones((4, 2)))
     np.save("nan.npy", np.where(np.arange(3000)[:, None] == 2500, np.nan, KEYS))
     assert refused(*arguments).startswith(message)
+
+
+def test_foreign_files_are_bad_input(keys, refused):
+    with zipfile.ZipFile("other.npz", "w") as archive:
+        archive.write("keys.npy", "keys")
+    assert refused("scan", "other.npz") == "other.npz: 0 arrays; choose one with tensor:"
+    fields, tensors = store.unpack(lev.Sketch(6, EPSILON).update(KEYS).to_bytes())
+    Path("kind.lev").write_bytes(store.pack(fields | {"kind": []}, tensors))
+    assert refused("show", "kind.lev") == "kind.lev: the sketch file holds a []; expected a Sketch"
 
 
 @pytest.mark.parametrize("options", [["--p", "4"], ["--p", "1"], ["--decay", "0.999"]])

@@ -1,5 +1,8 @@
 """lev.scan: any source, any number of threads, the same sketch."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -101,3 +104,41 @@ def test_bad_input_is_refused(tmp_path):
             lev.scan(source, 0.1)
     with pytest.raises(ValueError, match="threads must be >= 1; got 0"):
         lev.scan(KEYS, 0.1, threads=0)
+
+
+def test_an_error_does_not_wait_for_the_next_block():
+    go_on, ended = threading.Event(), []
+
+    def blocks():
+        yield KEYS
+        yield KEYS * np.nan
+        ended.append(go_on.wait(20))
+
+    with pytest.raises(ValueError, match="source must be finite; row 1000 holds"):
+        lev.scan(blocks(), 0.1)
+    assert not ended
+    go_on.set()
+
+
+def test_an_error_of_the_source_comes_after_the_blocks_before_it():
+    def blocks():
+        yield KEYS
+        yield KEYS
+        raise OSError("gone")
+
+    taken = []
+    with pytest.raises(OSError, match="gone"):
+        taken.extend(parallel._ahead(blocks()))
+    assert len(list(parallel._ahead([KEYS, KEYS]))) == 2
+    with pytest.raises(OSError, match="gone"):
+        lev.scan(blocks(), 0.1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_an_error_ends_the_process_while_the_pipe_is_silent():
+    code = "import lev; lev.scan('-', 0.1, dim=4)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(np.full((backend.BLOCK // 4, 4), np.nan, np.float32).tobytes())
+        process.stdin.flush()
+        assert process.wait(60) == 1
+        assert process.stderr.read().endswith(b"standard input must be finite; row 0 holds NaN or infinity\n")

@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,102 @@ def test_damaged_files_name_themselves(tmp_path, suffix):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"a{suffix}: "):
             list(open_rows(path))
+
+
+def npy(header):
+    """Return a .npy file of 64 bytes of numbers."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("shape", [(2**55, 4), (10**30, 4), (-4, -4), (4, 5)])
+def test_a_shape_that_the_file_cannot_hold_is_refused(tmp_path, shape, fortran):
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(repr({"descr": "<f4", "fortran_order": fortran, "shape": shape})))
+    with pytest.raises(ValueError, match=r"a\.npy: cut off or damaged: \d+ bytes, and shape"):
+        open_rows(path)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.write(path, "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npz: cut off or damaged: \d+ bytes, and shape"):
+        open_rows(tmp_path / "a.npz")
+
+
+def test_a_header_that_is_no_python_is_refused(tmp_path):
+    (tmp_path / "a.npy").write_bytes(npy("[[[["))
+    with pytest.raises(ValueError, match=r"a\.npy: "):
+        open_rows(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_that_shrinks_while_it_is_read_names_itself(tmp_path, suffix, order):
+    rows = np.asarray(np.random.default_rng(0).standard_normal((20_000, 5)), order=order)
+    path = tmp_path / f"a{suffix}"
+    np.save(path, rows) if suffix == ".npy" else np.savez(path, key=rows)
+    blocks = iter(open_rows(path, block_rows=1000))
+    if (suffix, order) == (".npz", "F"):  # which is read whole
+        os.truncate(path, 9000)
+    else:
+        next(blocks)
+        os.truncate(path, 9000)
+    with pytest.raises(ValueError, match=rf"a{suffix}: \w+"):
+        list(blocks)
+
+
+def zipped(path, member="key.npy", method=zipfile.ZIP_STORED, flag=0, number=None, zeros=0):
+    """Write rows in a zip file with the flag, the number of its method and the first bytes of its data changed."""
+    content = io.BytesIO()
+    np.save(content, ROWS)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(member, content.getvalue())
+    data = bytearray(path.read_bytes())
+    for place in (6, data.index(b"PK\x01\x02") + 8):
+        data[place] |= flag
+        data[place + 2] = data[place + 2] if number is None else number
+    data[60 : 60 + zeros] = bytes(zeros)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"member": "key"}, "0 arrays"),
+        ({"flag": 1}, "is encrypted"),
+        ({"number": 99}, "compression method is not supported"),
+        ({"method": zipfile.ZIP_LZMA, "zeros": 20}, "Corrupt input data"),
+        ({"method": zipfile.ZIP_BZIP2, "zeros": 20}, "Invalid data stream"),
+    ],
+)
+def test_foreign_zip_files_name_themselves(tmp_path, change, message):
+    pytest.importorskip("lzma")
+    pytest.importorskip("bz2")
+    zipped(tmp_path / "a.npz", **change)
+    with pytest.raises(ValueError, match=rf"a\.npz: .*{message}"):
+        list(open_rows(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape", [float("inf"), 4]),
+        ("shape", [4.7, 4]),
+        ("shape", [True, 16]),
+        ("shape", [-4, -4]),
+        ("shape", "44"),
+        ("data_offsets", ["0", "64"]),
+        ("data_offsets", [0.0, 64.0]),
+        ("data_offsets", [0, None]),
+        ("data_offsets", [-64, 0]),
+        ("data_offsets", [0]),
+        ("data_offsets", [0, 60]),
+        ("dtype", ["F32"]),
+    ],
+)
+def test_foreign_entries_of_safetensors_are_refused(tmp_path, name, value):
+    header = json.dumps({"key": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]} | {name: value}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(ValueError, match=r"a\.safetensors: "):
+        open_rows(tmp_path / "a.safetensors")
 
 
 def test_nulls_in_parquet_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def test_a_saved_sketch_loads(tmp_path):
     assert lev.load(tmp_path / "a.lev") == SKETCH
     assert (tmp_path / "a.lev").read_bytes() == DATA
     assert os.listdir(tmp_path) == ["a.lev"]
+    assert lev.Sketch.from_bytes(memoryview(DATA).cast("b")) == SKETCH
 
 
 def test_every_flipped_bit_is_seen():
@@ -79,6 +81,24 @@ def test_other_formats_are_refused():
         lambda fields, tensors: tensors.update({"7.upper": np.zeros(1)}),
         lambda fields, tensors: tensors.pop("0.payload"),
         lambda fields, tensors: tensors.update({"0.triangle": np.eye(3)}),
+        lambda fields, tensors: tensors.update({"-1.gram": tensors.pop("0.gram")}),
+        lambda fields, tensors: tensors.update({"0.other": np.zeros(1)}),
+        lambda fields, tensors: fields.update(kind=[]),
+        lambda fields, tensors: fields.update(kind={}),
+        lambda fields, tensors: fields.update(dim=2**40),
+        lambda fields, tensors: fields.update(heads=[2**40]),
+        lambda fields, tensors: fields.update(next=10**30),
+        lambda fields, tensors: fields.update(spans=[[0, 401]]),
+        lambda fields, tensors: fields.update(spans=[[50, 0]]),
+        lambda fields, tensors: fields.update(spans=[[-50, 50]]),
+        lambda fields, tensors: fields.update(spans=[[0, 50], [10, 60]]),
+        lambda fields, tensors: fields.update(spans=[[0.5, 50]]),
+        lambda fields, tensors: fields["streams"][0].update(rows=0.5),
+        lambda fields, tensors: fields["streams"][0].update(rows=2**70),
+        lambda fields, tensors: fields["streams"][0].update(rows=True),
+        lambda fields, tensors: fields["streams"][0].update(left=0.5),
+        lambda fields, tensors: fields["streams"][0].update(epoch=0.5),
+        lambda fields, tensors: fields["streams"][0].update(masked=401),
     ],
 )
 def test_a_hostile_file_with_a_right_checksum_is_refused(change):
@@ -88,11 +108,49 @@ def test_a_hostile_file_with_a_right_checksum_is_refused(change):
         lev.Sketch.from_bytes(store.pack(fields, tensors))
 
 
-def test_another_version_is_named():
+@pytest.mark.parametrize(
+    ("sketch", "change"),
+    [
+        (lev.CausalSketch(3, 0.1), lambda fields: fields.update(masked=[401])),
+        (lev.CausalSketch(3, 0.1), lambda fields: fields.update(heads=[2**40])),
+        (lev.CausalSketch(3, 0.1), lambda fields: fields.update(spans=[[50, 0]])),
+        (lev.CausalSketch(3, 0.1), lambda fields: fields["streams"][0].update(rows=400.5)),
+        (lev.SlidingWindowSketch(3, 0.1, 90), lambda fields: fields.update(count=2**60)),
+        (lev.SlidingWindowSketch(3, 0.1, 90), lambda fields: fields.update(next=2**60)),
+        (lev.SlidingWindowSketch(3, 0.1, 90), lambda fields: fields["blocks"][0].update(rows=5.5)),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_in_sketches_of_each_kind(sketch, change):
+    fields, tensors = store.unpack(sketch.update(KEYS).to_bytes())
+    change(fields)
+    with pytest.raises(lev.SketchFileError):
+        type(sketch).from_bytes(store.pack(fields, tensors))
+
+
+def with_metadata(text):
+    return safetensors.numpy.save(safetensors.numpy.load(DATA), metadata={"lev": text})
+
+
+def metadata():
     header = json.loads(DATA[8 : 8 + int.from_bytes(DATA[:8], "little")])
-    fields = json.loads(header["__metadata__"]["lev"]) | {"format": 99}
-    tensors = safetensors.numpy.load(DATA)
-    data = safetensors.numpy.save(tensors, metadata={"lev": json.dumps(fields)})
+    return header["__metadata__"]["lev"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_refused(number):
+    assert '"epsilon":0.1' in metadata()
+    with pytest.raises(lev.SketchFileError):
+        lev.Sketch.from_bytes(with_metadata(metadata().replace('"epsilon":0.1', f'"epsilon":{number}')))
+
+
+def test_lists_of_any_depth_are_refused():
+    for depth in range(1, sys.getrecursionlimit() + 100, 3):
+        with pytest.raises(lev.SketchFileError):
+            lev.Sketch.from_bytes(with_metadata(metadata()[:-1] + ',"x":' + "[" * depth + "]" * depth + "}"))
+
+
+def test_another_version_is_named():
+    data = with_metadata(json.dumps(json.loads(metadata()) | {"format": 99}))
     with pytest.raises(lev.SketchFileError, match="sketch format 99 is not known"):
         lev.Sketch.from_bytes(data)
 
