@@ -117,7 +117,8 @@ class Batch:
         """Return (k^T M^-1 k)^(p/2) of rows, (heads, m), at most 1, for the form M of ``white``."""
         p, xp = self.weighting.p, self.place.arrays
         odds = xp.minimum(white.odds(self.place.kernels, block, self.kind)[1], 1.0)
-        return xp.minimum(odds ** (p / 2) * (1 + bounds.power_error(p)), 1.0)
+        own = xp.minimum(odds ** (p / 2) * (1 + bounds.power_error(p)), 1.0)
+        return xp.where(odds > 0, xp.maximum(own, bounds.LEAST_WEIGHT), 0.0)
 
     def _balanced(self, block: Any, weights: Any) -> Any:
         """Return weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make, that are not large.
@@ -172,7 +173,7 @@ class Batch:
 
     def _sensitivities(self, lower: Any, upper: Any) -> tuple[Any, Any]:
         """Return their ends from those of k^T M^-1 k, (heads, m) each; for p = 2 they are the same."""
-        return self.weighting.ends(lower, upper, self.mass[:, None], self.rows, self.place.arrays.ones(1))
+        return self.weighting.ends(lower, upper, self.mass[:, None], self.rows, 0.0)
 
     def _taken(self, found: Any, counts: np.ndarray, keys: Any, ids: Any, upper: Any) -> tuple[Any, Any, Any]:
         """Return the rows (heads, most) that were found, in their order, zeros with id -1 after them."""
@@ -200,7 +201,7 @@ class Batch:
             return xp.ones((many, m), bool)
         if self.weighting.p != 2:
             weights = self._own(self.white, block)
-            ends = self.weighting.certified(weights, self.mass[:, None] + weights, self.rows + 1, xp.ones(1))
+            ends = self.weighting.certified(weights, self.mass[:, None] + weights, self.rows + 1, 0.0)
             return ~(ends < epsilon)
         found, count, _ = self._screened(block, epsilon)
         places = xp.where(xp.arange(m) < count[:, None], found, m)
@@ -312,13 +313,14 @@ class Batch:
             found.append((ids, keys, upper, bool(exact), float(omitted)))
         return found
 
-    def best(self, k: int) -> tuple[Any, Any]:
-        """Return (ids, scores), (heads, k) each: the highest scores, ties by the lower id; id -1 where none is."""
+    def best(self, k: int, epsilon: float) -> tuple[Any, Any]:
+        """Return (ids, scores), (heads, k) each: the members' highest, ties by the lower id; id -1 where none is."""
         xp, missing = self.place.arrays, max(0, k - self.ids.shape[1])
-        order = xp.argsort(-self.upper, axis=1, kind="stable")[:, :k]
+        member = (self.ids >= 0) & (self.upper >= epsilon)
+        ids, upper = xp.where(member, self.ids, -1), xp.where(member, self.upper, 0.0)
+        order = xp.argsort(-upper, axis=1, kind="stable")[:, :k]
         each, wider = xp.arange(len(order))[:, None], ((0, 0), (0, missing))
-        ids, upper = xp.pad(self.ids[each, order], wider, constant_values=-1), xp.pad(self.upper[each, order], wider)
-        return ids, xp.where(ids >= 0, upper, 0.0)
+        return xp.pad(ids[each, order], wider, constant_values=-1), xp.pad(upper[each, order], wider)
 
     def stream(self, head: int, epsilon: float) -> Candidates:
         """Return one proved head as the CPU has it."""

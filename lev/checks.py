@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+_LARGEST_POWER, _LARGEST_DIM = 2**10, 2**20
+
 
 def check_epsilon(epsilon: Any) -> float:
     """Return epsilon as a float in (0, 1]."""
@@ -30,8 +32,10 @@ def check_answerable(epsilon: Any, held: float) -> float:
 
 
 def check_power(p: Any) -> float:
-    """Return p as a finite float > 0."""
-    return check_positive("p", p)
+    """Return p as a float in [2^-10, 2^10]."""
+    if not 1 / _LARGEST_POWER <= (number := check_positive("p", p)) <= _LARGEST_POWER:
+        raise ValueError(f"p must be in [2^-10, 2^10]; got {p!r}")
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:
@@ -68,7 +72,17 @@ def check_integer(name: str, value: Any, least: int) -> int:
     return int(value.__index__())
 
 
+def check_dim(dim: Any) -> int:
+    """Return dim as an int in [1, 2^20]."""
+    if (number := check_integer("dim", dim, 1)) > _LARGEST_DIM:
+        raise ValueError(f"dim must be at most 2^20; got {dim!r}")
+    return number
+
+
 def _real(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number; got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # of a long integer or a fraction
+        return -math.inf if value < 0 else math.inf

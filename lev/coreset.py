@@ -15,8 +15,9 @@ import numpy as np
 
 from lev import backend, bounds
 from lev.candidates import Candidates
-from lev.checks import check_fraction, check_integer, check_positive, check_power
+from lev.checks import check_dim, check_fraction, check_integer, check_positive, check_power
 from lev.form import Form
+from lev.heavy import NEVER, in_one_binade
 from lev.ids import Ids, mixed
 from lev.incoming import incoming
 from lev.lewis import sensitivities
@@ -25,6 +26,7 @@ from lev.weighting import Weighting
 
 _NEGLIGIBLE = 2.0**-1000  # rows whose sensitivity is below this are not scored
 _SHORTEST, _LONGEST = 256, 2**15  # rows of a block
+_BEYOND = 4000  # a power of two that is infinite, or nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,8 @@ class Coreset:
 
         Raises TypeError and ValueError for bad input.
         """
-        responses, _ = self._responses(queries)
-        with np.errstate(over="ignore"):
-            return responses**self.p @ self.weights
+        responses, _, powers = self._responses(queries)
+        return self._sums(responses, powers, 1.0)
 
     def bracket(self, queries: Any, failure: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), each float64 (m,): sum_l |<q,k_l>|^p over all keys lies between.
@@ -78,20 +79,33 @@ class Coreset:
         """
         failure = check_fraction("failure", failure) / max(1, len(self.rates))
         errors = [bounds.coreset_error(rate, failure) for rate in self.rates]
-        responses, blur = self._responses(queries)
-        slack = bounds.power_error(self.p, len(self))
-        with np.errstate(over="ignore"):
-            low = np.maximum(responses - blur, 0) ** self.p @ self.weights * (1 - slack)
-            high = (responses + blur) ** self.p @ self.weights * (1 + slack)
+        responses, blur, powers = self._responses(queries)
+        slack = bounds.power_error(self.p, len(self) + _BEYOND)
+        low = self._sums(np.maximum(responses - blur, 0), powers, (1 - slack) / math.prod(1 + e for e in errors))
         least = math.prod(1 - error for error in errors) if max(errors, default=0.0) < 1 else 0.0
-        return low / math.prod(1 + error for error in errors), high / least if least else np.full(len(high), math.inf)
+        if not least:
+            return np.nextafter(low, 0), np.full(len(low), math.inf)
+        high = self._sums(responses + blur, powers, (1 + slack) / least)
+        some = (responses + blur).any(axis=1)  # which a sum that underflows does not show
+        return np.nextafter(low, 0), np.where(some, np.nextafter(high, math.inf), 0.0)
 
-    def _responses(self, queries: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return |<q,k>|, (m, rows), and what rounding may have made of them."""
-        rows, _ = backend.finite_matrix("queries", queries, self.keys.shape[1])
-        rows, keys = rows.astype(np.float64), self.keys.astype(np.float64)
-        sizes = np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(keys, axis=1))
-        return np.abs(rows @ keys.T), bounds.dot_error(keys.shape[1] + 8) * sizes
+    def _responses(self, queries: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return |<q,k>|, (m, rows), what rounding may have made of them, and the powers of two taken out, (m,)."""
+        rows, keys = backend.finite_matrix("queries", queries, self.keys.shape[1])[0], self.keys.astype(np.float64)
+        exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], NEVER)
+        products = (rows != 0).astype(np.float64) @ (keys != 0).T  # how many there are to underflow
+        keys, (rows, powers) = np.ldexp(keys, -exponents), in_one_binade(rows, exponents)
+        blur = bounds.dot_error(keys.shape[1] + 8) * (np.abs(rows) @ np.abs(keys).T)
+        return np.abs(rows @ keys.T), blur + 2 * np.finfo(np.float64).smallest_subnormal * products, powers
+
+    def _sums(self, sizes: np.ndarray, powers: np.ndarray, factor: float) -> np.ndarray:
+        """Return factor * sum_l weights_l (sizes_l 2^powers)^p, (m,), with powers taken of ratios to the largest."""
+        top = sizes.max(axis=1, initial=0)
+        ratios = np.divide(sizes, top[:, None], out=np.zeros_like(sizes), where=top[:, None] > 0)
+        with np.errstate(over="ignore", divide="ignore"):
+            shift = np.clip(self.p * (powers + np.log2(top)), -_BEYOND, _BEYOND)
+            whole = np.floor(shift)
+            return np.ldexp(ratios**self.p @ self.weights * np.exp2(shift - whole) * factor, whole.astype(np.int64))
 
     def merge(self, other: Coreset) -> Coreset:
         """Return the coreset of both sets of keys: all rows of both.  Raises TypeError and ValueError.
@@ -184,7 +198,7 @@ class CoresetSketch:
     Parameters
     ----------
     dim : number of columns of a key
-    p : the power of |<q,k>|^p, any positive number
+    p : the power of |<q,k>|^p, in [2^-10, 2^10]
     delta, failure : for a query fixed beforehand the sum over all keys is within 1 +- delta but for ``failure``
     seed : which rows are held depends on it, on ids and on keys alone, not on the split of the stream into updates
     start : the id of the first row, if ids are not given
@@ -209,7 +223,7 @@ class CoresetSketch:
     def __init__(
         self, dim: int, p: float, *, delta: float, failure: float = 0.01, seed: int = 0, start: int = 0
     ) -> None:
-        self.dim, self.p, self.seed = check_integer("dim", dim, 1), check_power(p), check_integer("seed", seed, 0)
+        self.dim, self.p, self.seed = check_dim(dim), check_power(p), check_integer("seed", seed, 0)
         self.rate = bounds.coreset_rate(check_positive("delta", delta), check_fraction("failure", failure))
         self._ids = Ids(check_integer("start", start, 0))
         self._pending = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))

@@ -36,7 +36,7 @@ class DeviceSketch:
     ----------
     dim : number of columns of a key, at most 256
     epsilon : the threshold in (0, 1]
-    p : the exponent of the weights, any positive number
+    p : the exponent of the weights, in [2^-10, 2^10]
     heads : a shape, such as (batch, heads), of independent streams that are fed together
     start : the id of the first row
     fast : (p = 2) sum products of 16-bit keys on tensor cores, in float32: scores are then known to within
@@ -221,7 +221,9 @@ class DeviceSketch:
         draft._ids, draft.epsilon = ids, max(self.epsilon, other.epsilon)
         if draft._state is None or their._state is None:
             some = draft if their._state is None else their
-            draft._place, draft._kind, draft._state, draft._fallen = some._place, some._kind, some._state, some._fallen
+            draft._place, draft._kind, draft._state = some._place, some._kind, some._state
+            fallen = some._fallen.items()
+            draft._fallen = {h: replace(stream, epsilon=draft.epsilon, current=False) for h, stream in fallen}
         else:
             with draft._place.current():
                 state, proved = draft._state.merge(their._state, draft.epsilon)
@@ -279,7 +281,7 @@ class DeviceSketch:
         found = UniversalSet.of(
             rows, backend.NUMPY, epsilon=epsilon, count=self.count, exact=exact, omitted=stream.dropped, p=self.p
         )
-        keys = place.out(place.bring(narrowed(found.keys, self._kind)), self._kind)
+        keys = place.out(place.bring(narrowed(found.keys, self._kind or "float64")), self._kind)
         ids, scores = (place.out(place.bring(part)) for part in (found.indices, found.scores))
         return replace(found, indices=ids, keys=keys, scores=scores)
 
@@ -293,7 +295,7 @@ class DeviceSketch:
             arrays = twin._place.arrays
             ids, scores = arrays.full((self._many, k), -1), arrays.zeros((self._many, k))
             if twin._state is not None:
-                ids, scores = twin._state.best(k)
+                ids, scores = twin._state.best(k, twin.epsilon)
             for head, stream in twin._fallen.items():
                 own = stacked(stream.pruned().kept, k)
                 ids[head], scores[head] = (twin._place.bring(part[0]) for part in own[:2])
@@ -363,7 +365,7 @@ def _check_fits(sketch: Any) -> None:
     """Raise TypeError or ValueError unless a device can hold the sketch."""
     if not isinstance(sketch, Sketch):
         raise TypeError(f"sketch must be a Sketch; got {type(sketch).__name__}")
-    given = sum(end - first for first, end in sketch._ids.spans) != sketch.count
+    given = sketch._ids.counted != sketch.count
     wanted = {"decay": 1.0, "payload_dim": 0, "intercept": False, "sample": 1.0}
     for name, value in wanted.items():
         if getattr(sketch, name) != value:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from lev import backend
-from lev.checks import check_epsilon, check_heads, check_integer
+from lev.checks import check_dim, check_epsilon, check_heads, check_integer
 from lev.ids import Ids
 from lev.rows import Rows
 
@@ -27,7 +27,7 @@ class Fed(abc.ABC):
     def __init__(
         self, dim: int, epsilon: float, heads: tuple[int, ...], start: int, payload_dim: int, intercept: bool
     ) -> None:
-        self.dim = check_integer("dim", dim, 1)
+        self.dim = check_dim(dim)
         self.epsilon = check_epsilon(epsilon)
         self.heads = check_heads(heads)
         self.payload_dim = check_integer("payload_dim", payload_dim, 0)

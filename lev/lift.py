@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from lev import backend, bounds, lewis
-from lev.checks import check_integer, check_positive
+from lev.checks import check_dim, check_integer, check_power
 from lev.sketch import Sketch
 from lev.universal import UniversalSet
 
@@ -73,7 +73,7 @@ class SymmetricPower:
     exponent: int = 0
 
     def __post_init__(self) -> None:
-        if check_positive("p", self.p) % 2:
+        if check_power(self.p) % 2:
             raise ValueError(f"p must be an even integer for the symmetric-power lift; got {self.p!r}")
         object.__setattr__(self, "p", int(self.p))
         check_integer("exponent", self.exponent, -2000)
@@ -142,7 +142,7 @@ class LiftedSketch:
     def __init__(self, dim: int, epsilon: float, lift: Lift, *, start: int = 0, most_bytes: int = 2**30) -> None:
         if not isinstance(lift, Lift):
             raise TypeError(f"lift must have keys and queries; got {type(lift).__name__}")
-        self.dim, self.lift = check_integer("dim", dim, 1), lift
+        self.dim, self.lift = check_dim(dim), lift
         if isinstance(lift, SymmetricPower):
             lifted = lift.dim(self.dim)
             if 8 * lifted**2 > check_integer("most_bytes", most_bytes, 0):
@@ -232,7 +232,8 @@ class LiftedSketch:
     def normalizer(self, queries: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (lower, upper), each float64 (m,): sum_l <phi(q), psi(k_l)>^2 lies between.
 
-        They differ by rounding.  Raises TypeError and ValueError.
+        They differ by rounding and bound the sum over the lifted rows as computed, not over the exact monomials.
+        Raises TypeError and ValueError.
         """
         return self._sketch.normalizer(self._lifted(queries))
 

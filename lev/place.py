@@ -80,14 +80,15 @@ def arrive(name: str, keys: Any) -> tuple[Any, str, Place]:
     """Return keys without a copy as a NumPy or CuPy array, their kind, and their place.
 
     bfloat16 comes as its bits in uint16; short integers and bool are widened to float64.  Raises TypeError for
-    complex, int64, object, text and time dtypes, and RuntimeError where
-    a GPU array comes and CuPy is missing or the card too old.
+    complex, int64, object, text and time dtypes and what NumPy and CuPy cannot hold, ValueError for ragged lists, and
+    RuntimeError where a GPU array comes and CuPy is missing or the card too old.
     """
     torch, kind = sys.modules.get("torch"), None
     if torch is not None and isinstance(keys, torch.Tensor):
         keys = keys.detach()
         if keys.dtype == torch.bfloat16:
-            keys, kind = keys.view(torch.int16), "bfloat16"
+            with _readable(name):
+                keys, kind = keys.view(torch.int16), "bfloat16"
         place = Place("torch", keys.get_device() if keys.is_cuda else None)
         if not keys.is_cuda and keys.device.type != "cpu":
             raise TypeError(f"{name} is on device {keys.device}; there are kernels for the CPU and for CUDA only")
@@ -107,15 +108,26 @@ def arrive(name: str, keys: Any) -> tuple[Any, str, Place]:
 
 def _array(name: str, keys: Any, place: Place) -> Any:
     if place.device is None:
-        return keys.numpy() if place.family == "torch" else np.asarray(keys)
+        with _readable(name):
+            return keys.numpy() if place.family == "torch" else np.asarray(keys)
     cupy = _cupy(name)
     capability = int(cupy.cuda.Device(place.device).compute_capability)
     if capability < _OLDEST:
         raise RuntimeError(
             f"{name} is on a card of compute capability {capability / 10}; the kernels need {_OLDEST / 10}"
         )
-    with cupy.cuda.Device(place.device):
+    with cupy.cuda.Device(place.device), _readable(name):
         return keys if isinstance(keys, cupy.ndarray) else cupy.from_dlpack(keys)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raise TypeError or ValueError that names what a library cannot convert, for theirs do not."""
+    try:
+        yield
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} cannot be read as an array: {error}") from None
 
 
 def _cupy(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lev import backend, store
-from lev.checks import check_answerable, check_epsilon, check_integer, check_span
+from lev.checks import check_answerable, check_dim, check_epsilon, check_integer, check_span
 from lev.form import Form
 from lev.ids import Ids
 from lev.incoming import incoming
@@ -84,7 +84,7 @@ class SlidingWindowSketch(store.Stored):
         payload_dim: int = 0,
         intercept: bool = False,
     ) -> None:
-        self.dim = check_integer("dim", dim, 1)
+        self.dim = check_dim(dim)
         self.epsilon = check_epsilon(epsilon)
         self.window = check_span("window", window)
         self.block = self.window / _BLOCKS if block is None else check_span("block", block, self.window)

@@ -1,7 +1,9 @@
 """Coresets: what they promise of one query, that any tree of merges keeps it, and that seeds decide everything."""
 
+import decimal
 import importlib
 import pickle
+import sys
 
 import naive
 import numpy as np
@@ -253,6 +255,36 @@ def test_a_coreset_of_all_keys_is_certain(keys, p):
         assert np.all(low >= true * (1 - 1e-6))
 
 
+@pytest.mark.parametrize(
+    ("keys", "query", "p", "close"),
+    [
+        ([[1e-170, -1e-170]], [1e200, 1e-5], 1, True),  # norms that under- and overflow
+        ([[1e-170, -1e-170], [3e-170, 1e-170]], [1.0, 2.0], 0.5, True),
+        ([[1e-170 * 1.1, -1e-170]], [1 / 1.1, 1.0], 0.5, False),  # all is rounding
+        ([[1e-200], [1e-300]], [1e150], 4, True),
+        ([[1e308, -1e308]] * 2, [1e-5, 1e-5 * (1 + 2**-20)], 0.5, True),
+        ([[15e-324], [35e-324]], [0.3], 1, False),  # sums that are subnormal
+        ([[5e-324], [15e-324]], [1e300], 0.3, True),
+        ([[1e-200], [2e-200]], [1.0], 2, False),  # and that underflow
+        ([[1e200], [1.0]], [1e150], 2, False),  # and that overflow
+        ([[0.0, 1.0], [0.0, 2.0]], [1e300, 1e-200], 1, True),  # a column of zeros
+        ([[1e300, 0.0], [0.0, 1e-300]], [1e-300, 0.0], 2**-10, True),
+        ([[1.0, 1.0], [0.5, 0.7]], [0.6, 0.1], 2**10, True),
+    ],
+)
+def test_certain_ends_hold_where_float64_ends(keys, query, p, close):
+    (row,) = naive.exact([query])
+    with decimal.localcontext(prec=60, Emax=10**6, Emin=-(10**6)):
+        sums = [abs(naive.dot(key, row)) for key in naive.exact(keys)]
+        true = sum((decimal.Decimal(s.numerator) / s.denominator) ** decimal.Decimal(p) for s in sums if s)
+        (low,), (high,) = lev.coreset(keys, p, size=9).bracket([query])
+        assert 0 <= low <= sys.float_info.max
+        assert decimal.Decimal(low) <= true <= decimal.Decimal(high)
+        assert not close or high <= low * (1 + 1e-6)
+        (estimate,) = lev.coreset(keys, p, size=9).normalizer([query])
+        assert low <= estimate <= high
+
+
 def test_brackets_follow_merges_and_reductions():
     keys, query = np.random.default_rng(0).standard_normal((4000, 2)), np.ones((1, 2))
     parts = [lev.coreset(keys[i::2], 1, delta=d, indices=np.arange(i, 4000, 2)) for i, d in ((0, 0.2), (1, 0.4))]
@@ -303,6 +335,7 @@ KEYS = np.eye(3)
         (lambda: lev.coreset(KEYS, 1, size=3).normalizer(np.ones((1, 2))), ValueError, "queries must have shape"),
         (lambda: lev.coreset(KEYS, 1, size=3).merge(3), TypeError, "other must be a Coreset; got int"),
         (lambda: lev.coreset(KEYS, 1, size=3).bracket(KEYS, 0), ValueError, "failure must be in"),
+        (lambda: lev.CoresetSketch(2**21, 1, delta=1), ValueError, r"dim must be at most 2\^20; got 2097152"),
         (lambda: lev.CoresetSketch(3, 0, delta=1), ValueError, "p must be positive and finite; got 0"),
         (lambda: lev.CoresetSketch(3, 1, delta=0), ValueError, "delta must be positive and finite; got 0"),
         (lambda: sketched(np.full((2, 3), np.nan), 1), ValueError, "row 0 holds NaN"),

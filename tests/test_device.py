@@ -164,6 +164,13 @@ def test_nothing_is_aliased_and_reads_change_nothing():
         assert sketch.count == 303
 
 
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_an_empty_sketch_is_empty(heads):
+    found = device.DeviceSketch(3, 0.5, heads=heads).universal_set()
+    for one in found if heads else [found]:
+        assert (len(one), one.count, one.exact, one.keys.shape) == (0, 0, True, (0, 3))
+
+
 def test_files_go_to_the_cpu(tmp_path):
     keys = planted("float64")
     with on("numpy"):
@@ -307,6 +314,21 @@ def test_the_best_of_each_head_are_stacked(k):
     assert not empty[2].any()
 
 
+def test_only_members_are_stacked():
+    keys = np.full((1, 8, 1), 0.001)
+    keys[0, 3] = 1  # its score is short of 1 by less than a filter sees
+    with on("numpy"):
+        sketch = device.DeviceSketch(1, 1.0, heads=(1,)).update(keys)
+        assert sketch._state.ids.tolist() == [[3]]
+        assert [part.tolist() for part in sketch.stack(2)] == [[[-1, -1]], [[0, 0]], [[False, False]]]
+        # nor of a head at the CPU, where what is empty but for a larger epsilon takes it over
+        fallen = device.DeviceSketch(2, 0.1, heads=(1,)).update(np.arange(1.0, 10)[None, :, None] * np.ones(2))
+        taken = device.DeviceSketch(2, 0.25, heads=(1,), start=9).merge(fallen)
+        assert (fallen.fallen, fallen.stack(9)[2].sum()) == (1, 4)
+        for sketch in (taken, taken.to_host()):
+            assert [ids for ids in sketch.stack(9)[0][0].tolist() if ids >= 0] == [8]
+
+
 def test_the_margin_is_that_of_wrong_factors():
     """A factor that is wrong in its tenth digit is found out by what it multiplies to."""
     rows = RNG.standard_normal((1, 200, 5))
@@ -347,6 +369,21 @@ def test_bad_blocks_are_refused(make, error, message):
         assert sketch.count == 700
     with pytest.raises(ValueError, match="dim must be at most 256 on a device; got 300"):
         device.DeviceSketch(300, 0.1)
+
+
+def unreadable():
+    torch = pytest.importorskip("torch")
+    eye = torch.eye(2)
+    yield from (eye.to_sparse(), eye.to(torch.float8_e4m3fn), torch._neg_view(eye))
+    yield from (eye.bfloat16().to_sparse(), torch._neg_view(eye.bfloat16()))
+
+
+def test_what_is_no_array_is_named():
+    with pytest.raises(ValueError, match="keys cannot be read as an array: setting an array element"):
+        arrive("keys", [[1.0, 2.0], [3.0]])
+    for keys in unreadable():
+        with pytest.raises(TypeError, match="keys cannot be read as an array: "):
+            arrive("keys", keys)
 
 
 class OnAGpu:

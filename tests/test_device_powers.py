@@ -169,3 +169,15 @@ def test_rows_too_small_for_squares_keep_a_weight():
         sketch = sketch_of(keys, "float64", 0.01, 0.5, [0, 64])
         hold(keys, "float64", sketch)
         assert sketch._state.white.odds(sketch._place.kernels, keys, "float64")[1][0, 40] >= bounds.SMALLEST_ODDS / 2
+
+
+def test_a_row_is_admitted_whose_weight_underflows():
+    angles = np.linspace(0, np.pi, 600, endpoint=False)
+    keys, new = np.stack([np.cos(angles), np.sin(angles)], axis=1), 1.05 * np.array([[np.cos(0.3), np.sin(0.3)]])
+    powers = (np.vstack([new, keys]) @ new[0] / 1.05**2) ** 300
+    assert powers[0] / powers.sum() > 0.99
+    with on("numpy"):
+        sketch = device.DeviceSketch(2, 0.1, 300).update(keys)
+        assert sketch.fallen == 0
+        assert sketch.admit(new).tolist() == [True]
+        assert sketch._state._own(sketch._state.white, np.zeros((1, 1, 2))).tolist() == [[0]]
