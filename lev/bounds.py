@@ -37,6 +37,12 @@ SHARE = 2.0**-10
 SMALLEST_ODDS = 2.0**-1000
 """What the odds of a row that is not zero are taken for at least: they may underflow, small powers of them do not."""
 
+LEAST_WEIGHT = float(np.finfo(np.float64).tiny)
+"""What the weight of a row that is not zeros is taken for at least: it may underflow, and the row would be gone."""
+
+SCALE_ERROR = 2.0**-41
+"""Relative rounding of the scale of a row that decayed.  Theory: 12, online Lewis weights and decay."""
+
 SINGLE_BLUR = 0.1
 """Float32 filters are only used while their rounding is less than this part of the mean score."""
 

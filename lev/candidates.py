@@ -8,6 +8,7 @@ for good, and what is kept holds the universal set at every time.  Theory: 02, m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from lev import backend, bounds
 from lev.factor import Factor, scores_of
 from lev.form import Form, NonFiniteRow
+from lev.frame import aged, near
 from lev.rows import Rows, concatenate
 from lev.weighting import Weighting
 
@@ -71,15 +73,36 @@ class Candidates:
 
         Raises NonFiniteRow.
         """
-        epoch = self.weighting.epoch(rows.ids)
-        now = replace(self.moved(max(self.epoch, epoch)), current=False)
+        return self._by_eras(rows, Candidates._absorbed)
+
+    def grown(self, rows: Rows) -> Candidates:
+        """Return the candidates with rows added to the form, none of them bounded or kept."""
+        return self._by_eras(rows, Candidates._grown)
+
+    def _by_eras(self, rows: Rows, add: Callable[[Candidates, Rows], Candidates]) -> Candidates:
+        """Return the candidates with rows added in units in which none underflows, and brought to the latest."""
+        now = self
+        if self.weighting.decay < 1:  # rows of zeros bring no time: what is all there is does not fade beside them
+            some = rows.keys.any(axis=1) | (rows.keys.shape[1] < self.form.frame.dim)
+            now, rows = replace(self, left=self.left + int((~some).sum())), rows.take(np.flatnonzero(some))
+        for places in self.weighting.eras(rows.ids):
+            part = rows.take(places)
+            epoch = max(now.epoch, self.weighting.epoch(part.ids))
+            now = add(replace(now.moved(epoch), current=False), part)
+        return now
+
+    def _grown(self, rows: Rows) -> Candidates:
+        form, judge = self.form.grown(rows.keys, self.judge, self.factors(rows.ids))
+        return replace(self, form=form, judge=judge)
+
+    def _absorbed(self, rows: Rows) -> Candidates:
+        now = self
         if self.weighting.sample < 1:
             now, rows = now._sifted(rows)
             if not len(rows):
                 return now
         if now._few(len(rows)):
-            form, judge = now.form.grown(rows.keys, now.judge, now.factors(rows.ids))
-            return replace(now, form=form, judge=judge).keep(rows, rows.upper)
+            return now._grown(rows).keep(rows, rows.upper)
         now, upper = now._add(rows) if self.weighting.p == 2 else now._add_weighted(rows)
         judge = now.judge
         if upper is None or judge is None:
@@ -150,7 +173,8 @@ class Candidates:
         grown = replace(self, form=form, mass=self.mass + mass, fresh=self.fresh + float(weights.sum()))
         if self.judge is None or form.frame is not self.form.frame:
             return grown, None
-        return grown, self.weighting.certified(weights, grown.mass, form.rows, scales)
+        ages = self.weighting.exponents(rows.ids, self.epoch)
+        return grown, self.weighting.certified(weights, grown.mass, form.rows, ages)
 
     def _balanced(self, keys: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return smaller weights for a block that the judge knows too little of, by weighing it against itself."""
@@ -158,7 +182,8 @@ class Candidates:
         for turn in range(1, _ROUNDS + 1):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
             odds = np.where(weights > 0, np.maximum(form.triangular().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
-            own = np.minimum(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), 1)
+            least = np.where(weights > 0, bounds.LEAST_WEIGHT, 0)
+            own = np.clip(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), least, 1)
             settled = own.sum() > _SETTLED * weights.sum()
             if p <= 2:
                 weights = np.minimum(weights, own)
@@ -201,11 +226,14 @@ class Candidates:
         )
 
     def _bracket(self, rows: Rows, judge: Factor) -> tuple[np.ndarray, np.ndarray]:
-        scales = self._scales(rows.ids)
-        lower, upper = judge.ends(rows.keys, None if self.weighting.decay == 1 else scales)
+        ages = self.weighting.exponents(rows.ids, self.epoch)
+        lower, upper = np.empty(len(rows)), np.empty(len(rows))
+        for places, frame, scales in aged(judge.frame, ages):
+            own = judge if frame is judge.frame else replace(judge, frame=frame)
+            lower[places], upper[places] = own.ends(rows.keys[places], scales)
         if self.weighting.p != 2:
             upper = np.maximum(upper, np.where(rows.keys.any(axis=1), bounds.SMALLEST_ODDS, 0.0))
-        return self.weighting.ends(lower, upper, self.mass, self.form.rows, scales)
+        return self.weighting.ends(lower, upper, self.mass, self.form.rows, ages)
 
     def _own(self, rows: Rows, judge: Factor) -> np.ndarray:
         """Return upper bounds on the scores of rows that are in the form of the judge."""
@@ -221,7 +249,8 @@ class Candidates:
 
         def judged(rows: Rows) -> tuple[Rows, float]:
             some, dropped = rows, 0.0
-            if self.weighting.p == 2 and now.factor.single(rows.keys.dtype):  # cheaper for those it can place
+            single = self.weighting.p == 2 and now.factor.single(rows.keys.dtype)
+            if single and near(now.form.frame, self.weighting.exponents(rows.ids, now.epoch)):  # cheaper where they do
                 upper = now.form.odds(rows.keys, now.factors(rows.ids), now.factor.piece_odds)
                 some, dropped = now._chosen(rows, rows.lower, np.minimum(upper, rows.upper))
             lower, upper = now._bracket(some, now.factor)

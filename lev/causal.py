@@ -133,13 +133,11 @@ class CausalSketch(Fed, store.Stored):
         found: list[list[np.ndarray]] = [[np.zeros((3, 0))] for _ in asked]
         first = 0
         for block in self._blocks(rows):
-            before = self._streams
-            self._absorb(block)
             with backend.single_blas():
                 for head, part in enumerate(asked[:, first : first + len(block)]):
-                    old, new = before[head // groups], self._streams[head // groups]
-                    query, key, weight = old.entries(new, block.head(head // groups), part)
+                    query, key, weight = self._streams[head // groups].entries(block.head(head // groups), part)
                     found[head].append(np.array([query + first, key, weight]))
+            self._absorb(block)
             first += len(block)
         shape = (len(rows), self._ids.following)
         hits = [_csr(np.concatenate(parts, axis=1), shape) for parts in found]

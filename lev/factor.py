@@ -269,7 +269,7 @@ class Screen:
 
 def scores_of(odds: np.ndarray) -> np.ndarray:
     """Return a / (1 + a), rounded up: the score of a row in a form from its odds a against the form without it."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return np.minimum(1 / (1 + 1 / odds) * (1 + 2.0**-51), 1.0)
 
 

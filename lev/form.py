@@ -47,9 +47,9 @@ class Form:
     limit: float = bounds.margin(np.dtype(np.float32))  # what the widest input so far asks of the margin
 
     @classmethod
-    def empty(cls, dim: int) -> Form:
+    def empty(cls, dim: int, inherited: float = 0.0) -> Form:
         """Return the form of no rows."""
-        return cls(Frame.empty(dim), np.zeros((0, 0)), np.zeros(dim))
+        return cls(Frame.empty(dim), np.zeros((0, 0)), np.zeros(dim), inherited=inherited)
 
     @property
     def rank(self) -> int:
@@ -95,9 +95,8 @@ class Form:
         first, columns = block[:_STEP], np.ones(self.frame.dim)
         with np.errstate(invalid="ignore"):  # what is not finite shows in the sum
             columns[: block.shape[1]] = np.abs(first).max(axis=0, initial=0)
-        if factors is not None:
-            columns *= factors[:_STEP].max(initial=0)
-        exponents = np.where(columns > 0, np.frexp(columns)[1], 0).clip(-1000, 1000).astype(np.int64)
+        power = 0 if factors is None else np.frexp(factors[:_STEP].max(initial=0))[1]
+        exponents = np.where(columns > 0, np.frexp(columns)[1] + power, 0).clip(-1000, 1000).astype(np.int64)
         return replace(self, frame=Frame(exponents), gram=np.zeros((self.frame.dim, self.frame.dim)))
 
     def _summed(
@@ -268,12 +267,8 @@ class Form:
         """Return the form with ``block`` added by a QR factorisation of it and the present root."""
         rows = np.ones((len(block), self.frame.dim))
         rows[:, : block.shape[1]] = block
-        if factors is not None:
-            rows *= factors[:, None]
         grown = replace(self, rows=self.rows + len(block), inherited=self._bequest())
-        return grown._reframed(
-            [self._stacked(), Stacked(rows, np.zeros(self.frame.dim, np.int64), np.zeros(self.frame.dim))]
-        )
+        return grown._reframed([self._stacked(), Stacked.of(rows, factors)])
 
     def _stacked(self) -> Stacked:
         return Stacked(self.root(), self.frame.exponents, self.tail)

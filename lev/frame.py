@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,9 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 
 _NEVER = -(2**20)  # the power of two of zero
+ERA = 448
+"""Powers of two that the scales of rows of one block may span: twice that is far from underflow."""
+
 _NO_PIVOTS, _NO_FACTORS = np.zeros(0, np.int64), np.zeros(0)
 
 
@@ -113,7 +116,8 @@ class Frame:
 
     @cached_property
     def scale(self) -> np.ndarray:
-        return np.ldexp(1.0, -self.exponents)
+        with np.errstate(over="ignore"):  # beside columns long faded what comes is infinite, and goes through the QR
+            return np.ldexp(1.0, -self.exponents)
 
     def widen(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the scaled float64 rows x, (m, D), each times its factor, and their squared norms."""
@@ -172,6 +176,26 @@ class Frame:
         return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
 
 
+def aged(frame: Frame, ages: np.ndarray) -> Iterator[tuple[slice | np.ndarray, Frame, np.ndarray]]:
+    """Yield rows of a form, which come with scales 2^ages of at most 2, in groups in which none leaves float64.
+
+    Which they are, the frame in units half way between theirs and its own, and their scales in these.
+    """
+    if near(frame, ages):
+        yield slice(None), frame, np.exp2(ages)
+        return
+    eras = np.floor(ages / ERA)
+    for era in np.unique(eras):
+        places = np.flatnonzero(eras == era)
+        power = int(ages[places].max() + frame.exponents.max()) // 2
+        yield places, frame.shifted(power), np.exp2(ages[places] - power)
+
+
+def near(frame: Frame, ages: np.ndarray) -> bool:
+    """Say whether neither scales of rows, 2^ages, nor those of the frame are near the ends of float64."""
+    return bool(ages.min(initial=0) > -2 * ERA and frame.exponents.max() >= -1000)
+
+
 def for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows in C order as float32 or float64, and a factor for each or, for ones, none."""
     if rows.dtype not in (np.float32, np.float64):
@@ -186,6 +210,16 @@ class Stacked:
     rows: np.ndarray
     exponents: np.ndarray
     tail: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, factors: np.ndarray | None) -> Stacked:
+        """Return rows, each times its factor: by their powers of two, for products may leave the range of float64."""
+        fraction, power = np.frexp(rows)
+        if factors is not None:
+            part, shift = np.frexp(factors[:, None])
+            fraction, power = fraction * part, power + shift
+        top = np.where(fraction == 0, _NEVER, power).max(axis=0, initial=_NEVER)
+        return cls(np.ldexp(fraction, power - top), top.astype(np.int64), np.zeros(rows.shape[1]))
 
 
 def whitening_frame(parts: Sequence[Stacked], excuse: float) -> tuple[Frame, np.ndarray, float] | None:

@@ -25,10 +25,16 @@ _QUIET = np.errstate(all="ignore")  # a head that is not finite is not accurate,
 
 def absorb_all(streams: Sequence[Candidates], rows: Rows) -> list[Candidates]:
     """Return each stream with its part of the block, (m, heads, d), absorbed.  Raises NonFiniteRow."""
-    if len(streams) == 1 or streams[0].weighting.p != 2:
+    weighting = streams[0].weighting
+    epoch = max(weighting.epoch(rows.ids), *(stream.epoch for stream in streams))
+    held = (kept.ids for stream in streams for kept in stream.kept)
+    if (
+        len(streams) == 1
+        or weighting.p != 2
+        or (weighting.decay < 1 and not all(weighting.near(ids, epoch) for ids in (rows.ids, *held)))
+    ):
         return [stream.absorb(rows.head(head)) for head, stream in enumerate(streams)]
-    epoch = streams[0].weighting.epoch(rows.ids)
-    moved = [stream.moved(max(stream.epoch, epoch)) for stream in streams]
+    moved = [stream.moved(epoch) for stream in streams]
     found = backend.run(lambda part: _absorbed(moved[part], rows.head(part)), _parts(rows.keys))
     now = [stream for part in found for stream in part]
     return [moved[head].absorb(rows.head(head)) if stream is None else stream for head, stream in enumerate(now)]

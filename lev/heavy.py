@@ -12,41 +12,49 @@ from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.checks import check_epsilon, check_power
 from lev.form import Form
+from lev.frame import aged
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 _CHUNK = 2**22  # numbers of one dense block of entries: 32 MB
-_NEVER = -(2**20)  # the power of two of zero
+NEVER = -(2**20)  # the power of two of zero
 _LEAST_POWER = -4000  # of two: less is nothing
 
 
-def _scaled(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_one_binade(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return queries * 2^exponents with each row brought to one binade, and the powers of two taken out.
 
-    The exponents of columns that hold zeros alone are _NEVER: what a query has there would hide the rest of it.
+    The exponents of columns that hold zeros alone are NEVER: what a query has there would hide the rest of it.
+    A column that queries lack holds zeros.
     """
-    fraction, power = np.frexp(queries)
-    power = np.where(fraction == 0, _NEVER, power + exponents)
-    top = power.max(axis=1, initial=_NEVER, keepdims=True)
+    if queries.shape[1] < len(exponents):
+        queries = np.hstack([queries, np.zeros((len(queries), 1))])
+    fraction, power = np.frexp(queries.astype(np.float64))
+    power = np.where(fraction == 0, NEVER, power + exponents)
+    top = power.max(axis=1, initial=NEVER, keepdims=True)
     return np.ldexp(fraction, np.maximum(power - top, -2000)), top[:, 0]
 
 
 def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the queries in the form's columns, ||K q|| for them, and the powers of two taken out."""
-    if queries.shape[1] < form.frame.dim:
-        queries = np.hstack([queries, np.zeros((len(queries), 1))])
     root = form.root()
-    scaled, powers = _scaled(queries.astype(np.float64), np.where(root.any(axis=0), form.frame.exponents, _NEVER))
+    scaled, powers = in_one_binade(queries, np.where(root.any(axis=0), form.frame.exponents, NEVER))
     return scaled, np.linalg.norm(scaled @ root.T, axis=1), powers
 
 
 def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper), each (m,): the normaliser sum_l decay^(now-l) |<q,k_l>|^p lies between."""
-    _, roots, powers = roots_of(stream.form, queries)
-    size, (low, high) = _sizes(stream, roots, powers, now), _sandwich(stream)
+    scaled, roots, powers = roots_of(stream.form, queries)
+    weighting, largest = stream.weighting, np.finfo(np.float64).max
+    # of queries that are nearly orthogonal to all keys no more is known than rounding leaves
+    blur = bounds.dot_error(2 * scaled.shape[1]) * np.linalg.norm(scaled, axis=1) * np.linalg.norm(stream.form.root())
+    least, most = (_sizes(stream, ends, powers, now) for ends in (np.maximum(roots - blur, 0), roots + blur))
+    low, high = _sandwich(stream)
+    slack = 0.0 if weighting.p == 2 and weighting.decay == 1 else bounds.power_error(weighting.p, -_LEAST_POWER)
     with np.errstate(over="ignore", invalid="ignore"):
-        return size * low, np.where(size > 0, size * high, 0.0)
+        lower, upper = np.minimum(least, largest) * low * (1 - slack), most * high * (1 + slack)
+        return np.minimum(lower, largest), np.where(most > 0, upper, 0.0)
 
 
 def _sizes(stream: Candidates, roots: np.ndarray, powers: np.ndarray, now: int) -> np.ndarray:
@@ -93,12 +101,14 @@ def heavy_hitters(
     if exact:
         rows = rows.take(rows.upper >= epsilon)
     rows = rows.take(np.argsort(rows.ids))
-    scales = stream.weighting.scales(rows.ids, stream.epoch) ** min(1.0, 2 / p)
-    keys, norms = stream.form.frame.widen(rows.keys, scales)
+    keys, norms = np.empty((len(rows), stream.form.frame.dim)), np.empty(len(rows))
+    ages = stream.weighting.exponents(rows.ids, stream.epoch) * min(1.0, 2 / p)
+    for places, frame, scales in aged(stream.form.frame, ages):
+        keys[places], norms[places] = frame.widen(rows.keys[places], scales)
     scaled, roots, powers = roots_of(stream.form, queries)
     low, high = _sandwich(stream)
     totals = None if known is None else _shares(known, _sizes(stream, roots, powers, now), p)
-    blurs = bounds.dot_error(keys.shape[1] + 8) * np.sqrt(norms)
+    blurs = (bounds.dot_error(keys.shape[1] + 8) + stream.weighting.scale_error) * np.sqrt(norms)
 
     def entries(part: slice) -> list[np.ndarray]:
         root, logits = roots[part, None], np.abs(scaled[part] @ keys.T)
@@ -152,8 +162,8 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
     epsilon, p = check_epsilon(epsilon), check_power(p)
     keys = backend.finite_matrix("keys", keys, None)[0].astype(np.float64)
     queries = backend.finite_matrix("queries", queries, keys.shape[1])[0].astype(np.float64)
-    exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], _NEVER)
-    keys, (queries, _) = np.ldexp(keys, -exponents), _scaled(queries, exponents)
+    exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], NEVER)
+    keys, (queries, _) = np.ldexp(keys, -exponents), in_one_binade(queries, exponents)
 
     def entries(part: slice) -> list[np.ndarray]:
         logits = np.abs(queries[part] @ keys.T)

@@ -24,8 +24,16 @@ class Ids:
     @classmethod
     def of(cls, following: Any, spans: Any) -> Ids:
         """Return what a file says of ids.  Raises TypeError and ValueError."""
-        pairs = tuple((int(first), int(end)) for first, end in spans)
-        return cls(check_integer("next", following, 0), pairs)
+        pairs = tuple((check_integer("spans", first, 0), check_integer("spans", end, 0)) for first, end in spans)
+        edges = [edge for pair in pairs for edge in pair] + [check_integer("next", following, 0) + 1]
+        if edges != sorted(set(edges)):
+            raise ValueError(f"spans must be disjoint, in order and below next, {following}; got {spans}")
+        return cls(following, pairs)
+
+    @property
+    def counted(self) -> int:
+        """How many ids were given by default."""
+        return sum(end - first for first, end in self.spans)
 
     def count_on(self, m: int) -> tuple[np.ndarray, Ids]:
         """Return m ids by default, and what is known then.  Raises ValueError."""

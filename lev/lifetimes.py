@@ -130,14 +130,11 @@ class Members:
         )
         return after, entered[k:]
 
-    def entries(self, after: Members, rows: Rows, queries: np.ndarray) -> np.ndarray:
-        """Return (3, ·): query, id of the key and weight of the entries of a block's queries, each over its prefix.
-
-        ``after`` is this state with the block absorbed.
-        """
+    def entries(self, rows: Rows, queries: np.ndarray) -> np.ndarray:
+        """Return (3, ·): query, id of the key and weight of the entries of a block's queries, each over its prefix."""
         parts = [part.keys for part in (self.kept, rows) if len(part)]
         least = self.epsilon * (1 - min(self.judge.slack, 1.0))
-        query, key, weight = entries(self.form, after.form, queries, parts, least)
+        query, key, weight = entries(self.form, queries, parts, least)
         return np.array([query, np.concatenate([self.kept.ids, rows.ids])[key], weight])
 
     def lifetimes(self) -> Lifetimes:

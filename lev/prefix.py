@@ -16,6 +16,9 @@ import scipy  # its parts load when they are first used
 from lev import bounds, heavy
 from lev.factor import Factor, proved_ends, scores_of
 from lev.form import Form
+from lev.frame import Frame
+
+_ROOM = 200  # powers of two that rows of a block may grow by before float64 loses the squares of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ def advance(form: Form, judge: Factor, members: np.ndarray, block: np.ndarray, e
     if moved and 1 < m != grown.rank - form.rank:
         return _in_halves(form, judge, members, block, epsilon)
     z, blur = (block[:, :0], np.zeros(m)) if moved else _whitened(judge, block)
-    early = np.ones(m) if moved else scores_of(proved_ends(np.linalg.norm(z, axis=1), blur, judge.slack)[1])
+    with np.errstate(over="ignore"):
+        early = np.ones(m) if moved else scores_of(proved_ends(np.linalg.norm(z, axis=1), blur, judge.slack)[1])
     after = grown.triangular()
     late = np.flatnonzero(~(early < epsilon))
     upper = np.concatenate([after.bracket(members)[1], early])
@@ -104,20 +108,39 @@ def _whitened(judge: Factor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def entries(
-    before: Form, after: Form, queries: np.ndarray, parts: list[np.ndarray], epsilon: float
+    before: Form, queries: np.ndarray, parts: list[np.ndarray], epsilon: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (query, key, weight) of the entries >= epsilon of a block's queries, each over its own prefix.
+    """Return (query, key, weight) of the entries >= epsilon of a block's last queries, each over its own prefix.
 
-    ``before`` and ``after`` are the forms around the block; ``parts`` the members before it, if any, and its rows.
+    ``before`` is the form before the block; ``parts`` the members before it, if any, and its rows.
     The normaliser is that of ``before`` and the block's own rows one by one.
     """
-    m = len(queries)
+    m, block = len(queries), parts[-1]
+    first, last = (_units(before, block[:seen]) for seen in (len(block) - m + 1, len(block)))
+    if m > 1 and np.any(last > first + _ROOM):  # the last rows would hide the first from float64
+        half = m // 2
+        early = entries(before, queries[:half], [*parts[:-1], block[: half - m]], epsilon)
+        late = entries(before, queries[half:], parts, epsilon)
+        query, key, weight = (np.concatenate(pair) for pair in zip(early, late, strict=True))
+        query[len(early[0]) :] += half
+        return query, key, weight
     _, roots, root_powers = heavy.roots_of(before, queries)
-    scaled, _, powers = heavy.roots_of(after, queries)
-    logits = np.hstack([scaled @ after.frame.widen(part)[0].T for part in parts])
+    scaled, powers = heavy.in_one_binade(queries, last)
+    frame = Frame(last.clip(-1000))  # zeros stay what they are
+    logits = np.hstack([scaled @ frame.widen(part)[0].T for part in parts])
     squares = np.square(logits)
-    squares[:, -m:] *= np.tri(m)
-    total = np.square(np.ldexp(roots, np.maximum(root_powers - powers, -2000))) + squares[:, -m:].sum(axis=1)
+    squares[:, -len(block) :] *= np.tri(m, len(block), len(block) - m)
+    total = np.square(np.ldexp(roots, np.maximum(root_powers - powers, -2000))) + squares[:, -len(block) :].sum(axis=1)
     weights = np.divide(squares, total[:, None], out=squares, where=total[:, None] > 0)
     query, key = np.nonzero(weights >= epsilon)
     return query, key, np.minimum(weights[query, key], 1)
+
+
+def _units(before: Form, block: np.ndarray) -> np.ndarray:
+    """Return the power of two of each column over the rows of a form and of a block, (D,), heavy.NEVER for zeros."""
+    sizes = np.ones(before.frame.dim)
+    sizes[: block.shape[1]] = np.abs(block).max(axis=0)
+    units = np.where(sizes > 0, np.frexp(sizes)[1].clip(-1000), heavy.NEVER)
+    triangle = before.frame.triangle  # without one no column holds zeros alone
+    live = np.ones(len(units), bool) if triangle is None else triangle.root.any(axis=0)
+    return np.where(live, np.maximum(units, before.frame.exponents), units)

@@ -17,6 +17,7 @@ import numpy as np
 from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.form import Form
+from lev.frame import aged
 from lev.rows import Rows
 
 _TOGETHER = 8  # rows that are refined in one pass over the stream
@@ -30,17 +31,20 @@ class Replay:
 
     keys: Any  # (n, dim), or an iterable of blocks that starts anew each time
     dim: int
-    first: int  # the id of the first row
+    spans: tuple[tuple[int, int], ...]  # the runs [first, end) of ids of the rows, in order; those given are not in it
     count: int
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks and their ids.  Raises TypeError and ValueError."""
         if isinstance(self.keys, Iterator):
             raise TypeError(f"keys must be readable many times; got a {type(self.keys).__name__}, which is not")
-        seen = 0
+        seen, ends = 0, np.cumsum([end - first for first, end in self.spans], dtype=np.int64)
+        offsets = np.array([end for _, end in self.spans], np.int64) - ends  # of the ids in a span to their places
         for block in [self.keys] if hasattr(self.keys, "shape") else self.keys:
             rows, _ = backend.finite_matrix("keys", block, self.dim)
-            yield rows, np.arange(self.first + seen, self.first + seen + len(rows))
+            places = np.arange(seen, seen + len(rows))
+            spans = np.searchsorted(ends, places, side="right").clip(max=len(ends) - 1)
+            yield rows, places + offsets[spans] if len(ends) else places
             seen += len(rows)
         if seen != self.count:
             raise ValueError(f"keys must be the {self.count} rows of the sketch; got {seen}")
@@ -51,12 +55,13 @@ def complete(stream: Candidates, replay: Replay) -> Candidates:
 
     Cost: O(n d^2); memory O(d^2).
     """
-    weighting, form, judge = replace(stream.weighting, sample=1.0), Form.empty(stream.form.frame.dim), None
+    weighting = replace(stream.weighting, sample=1.0)
+    whole = Candidates(stream.epsilon, weighting, Form.empty(stream.form.frame.dim, 4 * weighting.scale_error))
     for keys, ids in replay:
+        rows = Rows.of(keys, ids, np.zeros((len(keys), 0)))
         for part in backend.slices(len(keys), backend.TASK):
-            form, judge = form.grown(keys[part], judge, stream.factors(ids[part]))
-    whole = replace(stream, weighting=weighting, form=form, mass=0.0, left=0, judge=None, current=False)
-    return whole.pruned()
+            whole = whole.grown(rows.take(part))
+    return replace(whole, kept=stream.kept, dropped=stream.dropped, judge=None, current=False).pruned()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +78,11 @@ class _Space:
 
     def of(self, keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         judge, weighting = self.stream.factor, self.stream.weighting
-        factors = weighting.scales(ids, self.stream.epoch) ** min(1.0, 2 / weighting.p)
-        x, norms = judge.frame.widen(keys, factors)
-        y = judge.frame.coordinates(x)
-        return y @ judge.whiten, judge.reach * np.sqrt(norms)
+        ages = weighting.exponents(ids, self.stream.epoch) * min(1.0, 2 / weighting.p)
+        x, norms = np.empty((len(keys), judge.frame.dim)), np.empty(len(keys))
+        for places, frame, scales in aged(judge.frame, ages):
+            x[places], norms[places] = frame.widen(keys[places], scales)
+        return judge.frame.coordinates(x) @ judge.whiten, judge.reach * np.sqrt(norms)
 
 
 def tighten(stream: Candidates, replay: Replay, epsilon: float) -> Rows:
@@ -110,7 +116,10 @@ def _refined(
         weights = queries.copy()
         # rows may all but vanish from a problem: a ridge keeps it solvable, and what is left over is charged below
         ridge = 2.0**-50 * np.trace(grams, axis1=1, axis2=2)
-        steps = np.linalg.solve(grams + ridge[:, None, None] * np.eye(rank), targets[:, :, None])[:, :, 0]
+        try:
+            steps = np.linalg.solve(grams + ridge[:, None, None] * np.eye(rank), targets[:, :, None])[:, :, 0]
+        except np.linalg.LinAlgError:  # nothing is left of them that float64 can tell
+            break
         ahead = steps / np.einsum("cr,cr->c", steps, targets)[:, None]
         queries = queries + (ahead - queries) / max(1.0, p - 1)
     return lower, upper

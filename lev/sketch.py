@@ -41,7 +41,7 @@ class Sketch(Fed, store.Stored):
     dim : number of columns of a key
     epsilon : the threshold in (0, 1]: every key that any query can ever give a weight
         |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon is kept
-    p : the exponent of the weights, any positive number
+    p : the exponent of the weights, in [2^-10, 2^10]
     heads : a shape, such as (batch, heads), of independent streams that are fed together
     start : the id of the first row, if ids are not given
     decay : entries fall by this factor with each id: the weights are decay^(t-j) |<q,k_j>|^p at time t
@@ -91,7 +91,8 @@ class Sketch(Fed, store.Stored):
         self.sample = check_fraction("sample", sample)
         if self.sample < 1 and (self.p != 2 or self.heads):
             raise ValueError(f"sample must be 1 with heads or p != 2; got sample={sample!r}, p={p!r}, heads={heads!r}")
-        form, weighting = Form.empty(self.dim + self.intercept), Weighting(self.p, self.decay, self.sample)
+        weighting = Weighting(self.p, self.decay, self.sample)
+        form = Form.empty(self.dim + self.intercept, 4 * weighting.scale_error)  # of rows in it, and of those scored
         self._streams = [Candidates(self.epsilon, weighting, form, (self._no_rows(),))] * len(self._masked)
 
     # -- what it holds -------------------------------------------------------------------------------------
@@ -159,9 +160,13 @@ class Sketch(Fed, store.Stored):
         ids, by default a running count; ``payload`` (*heads, m, payload_dim); ``mask`` (*heads, m) bool, True where a
         row is padding.  Nothing is aliased, and a refused update changes nothing.  Any split of the same rows into
         updates gives the same sketch, bit for bit.
-        Raises TypeError and ValueError; for NaN and infinity with the first bad row.
+        Raises TypeError and ValueError; for NaN and infinity with the first bad row.  With decay a row cannot come
+        after one so much later that of its scale less than 2^-896 is left.
         """
         rows, known = self._checked(keys, indices, payload, mask)
+        if self.decay < 1 and (late := self._streams[0].weighting.late(rows.ids, self._ids.following - 1)).any():
+            old = rows.ids[late.argmax()]
+            raise ValueError(f"indices holds {old}, decayed too far beside rows before it; a sketch of it can merge")
         if self._waiting + len(rows) < self._block_rows():
             draft = self
             draft._pend(rows)
@@ -277,21 +282,26 @@ class Sketch(Fed, store.Stored):
         """Return the universal set with its scores tightened by reading the same rows again; the sketch stays.
 
         ``keys`` are all rows seen, in order: an array (n, dim), or an iterable of blocks that can be read many times.
+        With decay, in the order of their ids, which then have to be the sketch's own count.
         For p != 2 a sketch holds a superset; here the sensitivity of each row it holds is bounded from both sides
         until epsilon is decided or rounding forbids it, so ``exact`` is usually True.  For p = 2 with a sample all rows
         are added to the form in one pass, which makes the set exact; without one it is exact as it is, and no row is
         read.  Guarantee: as for :meth:`universal_set`.
         Cost: some passes, O(n d^2) for each row that the first pass left undecided; memory O(d^2).
-        Raises TypeError, and ValueError for p < 1 (not convex), for heads, and if the rows are not as many.
+        Raises TypeError, and ValueError for p < 1 (not convex), for heads, if the rows are not as many, and for decay
+        with ids that were given.
         Theory: 05, duality; 12, online Lewis weights and decay.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
         if self.heads or self.p < 1:
             raise ValueError(f"second_pass needs heads=() and p >= 1; this sketch has heads={self.heads}, p={self.p:g}")
+        if self.decay < 1 and self._ids.counted != self.count:
+            given = self.count - self._ids.counted
+            raise ValueError(f"second_pass with decay needs ids that the sketch counts; {given} of its ids were given")
         if self.p == 2 and self.sample == 1:
             return self._members(epsilon)[0]
         (stream,) = self._settle()._streams
-        replay = Replay(keys, self.dim, self._ids.spans[0][0] if self._ids.spans else 0, self.count)
+        replay = Replay(keys, self.dim, self._ids.spans, self.count)
         twin = self._settle().copy()
         if self.p == 2:
             twin._streams = [complete(stream, replay)]

@@ -9,6 +9,7 @@ Theory: 05, certificates; 12, online Lewis weights and decay; 15, sampled forms.
 
 from __future__ import annotations
 
+import decimal
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,9 @@ import numpy as np
 from lev import backend, bounds
 from lev.cpu.heads import arrays
 from lev.factor import scores_of
+from lev.frame import ERA
 
-_FINE = 64  # binary digits of an exponent of two
+_FINE, _DECIMALS = 128, 80  # binary digits of an exponent of two, and decimal ones of the logarithm it comes from
 _LARGEST = 700.0  # whose exponential is finite
 _TINY = float(np.finfo(np.float64).tiny)  # a sum of weights below it has lost digits: more is safe
 
@@ -40,8 +42,10 @@ class Weighting:
 
     @cached_property
     def _step(self) -> int:
-        """How much the exponent of a row's scale rises with each id, in units of 2^-64."""
-        return round(-math.log2(self.decay) / min(self.p, 2.0) * 2**_FINE)
+        """How much the exponent of a row's scale rises with each id, in units of 2^-128: ids have up to 53 digits."""
+        with decimal.localcontext(prec=_DECIMALS):
+            digits = -decimal.Decimal(self.decay).ln() / decimal.Decimal(2).ln()
+            return round(digits / decimal.Decimal(min(self.p, 2.0)) * 2**_FINE)
 
     @property
     def span(self) -> float:
@@ -59,6 +63,24 @@ class Weighting:
         first = int(ids.min())
         offset = (first * self._step - (epoch << _FINE)) / 2**_FINE  # integers first: ids may be large
         return offset + (ids - first) * (self._step / 2**_FINE)
+
+    def near(self, ids: np.ndarray, epoch: int) -> bool:
+        """Say whether no row has a scale that is near underflow in units of 2^epoch."""
+        return self._step == 0 or not len(ids) or float(self.exponents(ids.min(keepdims=True), epoch)[0]) > -2 * ERA
+
+    def late(self, ids: np.ndarray, latest: int) -> np.ndarray:
+        """Say which rows come so long after ``latest`` and the rows before them that little but rounding is left."""
+        lag = np.maximum.accumulate(np.maximum(ids, latest)) - ids
+        return lag * (self._step / 2**_FINE) >= 2 * ERA
+
+    def eras(self, ids: np.ndarray) -> list[slice | np.ndarray]:
+        """Return the places of ids in groups, the oldest first, whose scales span at most 2^448 each."""
+        if not len(ids):
+            return []
+        if self._step == 0 or (int(ids.max() - ids.min()) * self._step) >> _FINE < ERA:
+            return [slice(None)]
+        groups = np.floor(self.exponents(ids, 0) / ERA)
+        return [np.flatnonzero(groups == group) for group in np.unique(groups)]
 
     def scales(self, ids: np.ndarray, epoch: int) -> np.ndarray:
         """Return the scale of each row in the form, (m,), in units of 2^epoch; rows of long ago may get 0."""
@@ -84,7 +106,8 @@ class Weighting:
             return scores_of(odds)
         out = np.empty(len(odds))
         backend.kernels_of(odds).lewis_roots(odds, self.p, out)
-        return np.minimum(out * (1 + bounds.power_error(self.p)), 1.0)
+        least = np.where(odds > 0, bounds.LEAST_WEIGHT, 0.0)
+        return np.clip(out * (1 + bounds.power_error(self.p)), least, 1.0)
 
     def factors(self, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return what each row is multiplied by in the form, (m,); rows of weight 0 are not in it."""
@@ -101,8 +124,8 @@ class Weighting:
         """Return the sum of the weights, which decay for p > 2."""
         return float((weights * scales**2).sum() if self.p > 2 else weights.sum())
 
-    def ends(self, lower: Any, upper: Any, mass: Any, rows: int, scales: Any) -> tuple[Any, Any]:
-        """Return proved (lower, upper) of sensitivities from those of s^2 k^T M^+ k, s the scale of the row.
+    def ends(self, lower: Any, upper: Any, mass: Any, rows: int, ages: Any) -> tuple[Any, Any]:
+        """Return proved (lower, upper) of sensitivities from those of s^2 k^T M^+ k, s = 2^ages the scale of the row.
 
         With t the latter and V the mass, t^(p/2) is one end and V^(p/2-1) t^(p/2) the other; for p = 2 t and t/(1+V).
         Of any shape, on any device.
@@ -112,24 +135,34 @@ class Weighting:
             return xp.minimum(lower, 1) / (1 + mass), xp.minimum(upper, 1)
         alive = upper > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            seen = xp.log(xp.maximum(mass, _TINY)) - (2 * xp.log(scales) if self.p > 2 else 0.0)
+            seen = xp.log(xp.maximum(mass, _TINY)) - (2 * math.log(2) * ages if self.p > 2 else 0.0)
             low, high = (self.p / 2 * xp.log(end) for end in (lower, upper))
             spread = (self.p / 2 - 1) * seen
-            slack = bounds.power_error(self.p, rows) * (1 + xp.abs(spread) + xp.abs(high))
+            slack = bounds.power_error(self.p, rows) * (1 + xp.abs(spread) + xp.abs(high)) + self._blur
             low, high = low + xp.minimum(spread, 0) - slack, high + (spread if self.p > 2 else 0) + slack
         low = xp.where(alive & self._stays_above, xp.exp(xp.minimum(low, 0)), 0.0)
         return low, xp.where(alive, xp.exp(xp.minimum(high, 0)), 0.0)
 
-    def certified(self, weights: Any, mass: Any, rows: int, scales: Any) -> Any:
-        """Return proved upper ends of sensitivities of rows that were just added with these weights."""
+    def certified(self, weights: Any, mass: Any, rows: int, ages: Any) -> Any:
+        """Return proved upper ends of sensitivities of rows, of scales 2^ages, just added with these weights."""
         if self.p <= 2:
             return weights
         xp = arrays(weights)
-        share = xp.log(xp.maximum(mass, _TINY)) - (0.0 if self.decay == 1 else 2 * xp.log(scales))
+        share = xp.log(xp.maximum(mass, _TINY)) - 2 * math.log(2) * ages
         spread = (self.p / 2 - 1) * share
         with np.errstate(over="ignore", invalid="ignore"):
-            upper = weights * xp.exp(spread + bounds.power_error(self.p, rows) * (1 + xp.abs(spread)))
+            upper = weights * xp.exp(spread + bounds.power_error(self.p, rows) * (1 + xp.abs(spread)) + self._blur)
         return xp.where(weights > 0, xp.minimum(upper, 1), 0.0)
+
+    @property
+    def _blur(self) -> float:
+        """What rounded scales may make of the logarithm of an end."""
+        return 2 * self.p * self.scale_error
+
+    @property
+    def scale_error(self) -> float:
+        """Relative rounding of the scale of a row."""
+        return bounds.SCALE_ERROR if self.decay < 1 else 0.0
 
     @property
     def _stays_above(self) -> bool:

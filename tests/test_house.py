@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import hashlib
 import importlib
 import inspect
 import subprocess
@@ -46,6 +47,13 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NEEDS = {"hf": "transformers", "timm": "timm", "kvpress": "kvpress"}  # modules of lev.torch, besides torch
 ALLOWED_AT_IMPORT = {"numpy", "scipy", "numba", "llvmlite", "threadpoolctl", "safetensors", "typer", "rich"}
+
+
+def test_kernels_are_compiled_anew_when_what_they_inline_changes():
+    for name, inlined in {"rows": ["tile"], "blocks": ["tile", "rows"]}.items():
+        texts = [(ROOT / "cpu" / f"{part}.py").read_bytes() for part in inlined]
+        said = f"inlined here; now {hashlib.sha256(b''.join(texts)).hexdigest()[:8]}"
+        assert said in (ROOT / "cpu" / f"{name}.py").read_text(), f"lev/cpu/{name}.py is to say: {said}"
 
 
 def name_of(path):

@@ -198,7 +198,7 @@ def fitted(column, p, decay=1.0):
 def test_online_ends_are_met(column, p, decay):
     rule, scales, v, form, truth = fitted(column, p, decay)
     odds = (scales * column) ** 2 / form
-    lower, upper = rule.ends(odds, odds, rule.masses(v, scales), len(column), scales)
+    lower, upper = rule.ends(odds, odds, rule.masses(v, scales), len(column), np.log2(scales))
     assert np.all((lower <= truth) & (truth <= upper))
     np.testing.assert_allclose(upper, truth, rtol=1e-9)
     low, high = rule.sandwich(rule.masses(v, scales), len(column), rule.epoch(np.arange(len(column))))

@@ -13,6 +13,7 @@ import numpy as np
 from lev.cpu.rows import CHUNK, fold, scores, widen
 from lev.cpu.tile import HIGH, add_gram, add_product, from_tiles, padded, tiles
 
+# compiled code is cached by file: this line changes with tile.py and rows.py, which are inlined here; now b69e36f9
 _FAST = {"reassoc", "contract"}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lev.cpu.tile import HIGH, add_gram, firsts, from_tiles, padded, squares, tiles, to_tiles, turned
 
+# compiled code is cached by file: this line changes with tile.py, which is inlined here; now ed37dc2f
 CHUNK = 64  # rows that are widened at a time: they stay in the first cache
 _HELD = (CHUNK + HIGH - 1) // HIGH * HIGH
 

@@ -1,0 +1,121 @@
+"""Keys and decay at the ends of float64, against rationals: what is far away is not nothing."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import cuts
+
+import lev
+
+NUMBERS = st.builds(lambda part, power: float(np.ldexp(part, power)), st.integers(-3, 3), st.integers(-1074, 1020))
+
+
+def weights(column, ids, p, decay=0.5):
+    """Return the exact weights of keys of one column after the latest of them."""
+    entries = [abs(Fraction(k)) ** p * Fraction(decay) ** int(max(ids) - i) for k, i in zip(column, ids, strict=True)]
+    total = sum(entries)
+    return np.array([float(entry / total) if total else 0.0 for entry in entries])
+
+
+def assert_held(found, column, ids, p, decay=0.5):
+    truth = weights(column, ids, p, decay)
+    said = dict(zip(found.indices.tolist(), found.scores.tolist(), strict=True))
+    for i, weight in zip(ids.tolist(), truth, strict=True):
+        assert said.get(i, found.omitted) >= weight
+        assert i in said or weight < found.epsilon
+        assert not (found.exact and i in said) or weight >= found.epsilon * (1 - 1e-6)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_old_keys_count_for_what_they_are(data):
+    column = np.array(data.draw(st.lists(NUMBERS, min_size=1, max_size=9)))
+    n, p = len(column), data.draw(st.sampled_from([1, 2, 4]))
+    in_order = data.draw(st.booleans())
+    ids = np.array(data.draw(st.lists(st.integers(0, 9000 if in_order else 895), min_size=n, max_size=n, unique=True)))
+    ids = np.sort(ids) if in_order else ids
+    heads, epsilon, splits = data.draw(st.sampled_from([(), (2,)])), data.draw(st.floats(0.01, 1)), data.draw(cuts(n))
+    sketch, other = (lev.Sketch(1, epsilon, p, decay=0.5, heads=heads) for _ in range(2))
+    for first, last in itertools.pairwise(splits):
+        keys = np.broadcast_to(column[first:last, None], (*heads, last - first, 1))
+        (other if data.draw(st.booleans()) else sketch).admit(keys, ids[first:last])
+    sketch = sketch.merge(other) if other.count else sketch
+    for found in sketch.universal_set() if heads else [sketch.universal_set()]:
+        assert_held(found, column, ids, p)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=9), st.integers(0, 9))
+def test_a_later_key_hides_no_earlier_one(column, chunk):
+    keys, sketch = np.array(column)[:, None], lev.CausalSketch(1, 0.01)
+    parts = [sketch.attend(part, np.ones(part.shape)).toarray() for part in (keys[:chunk], keys[chunk:])]
+    for i in range(len(keys)):
+        found = np.vstack([np.pad(part, ((0, 0), (0, len(keys) - part.shape[1]))) for part in parts])[i]
+        truth = weights(column[: i + 1], range(i + 1), 2, 1)
+        heavy = np.append(truth >= 0.01, np.zeros(len(keys) - i - 1, bool))
+        np.testing.assert_allclose(found[heavy], truth[heavy[: i + 1]], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("p", "size"), [(0.3, 1e306), (0.5, 1e304), (1.0, 1.5e308), (1.5, 1.5e308)])
+def test_enormous_keys_do_not_become_infinite_by_their_weights(p, size):
+    keys = np.full((1000, 2), size) * [1, 0.5]
+    for sketch in (lev.Sketch(2, 0.0005, p), lev.Sketch(2, 0.0005, p, decay=0.9999)):
+        sketch.update(keys)
+        assert sketch.rank >= 1
+        assert len(sketch.universal_set()) == 1000
+
+
+@pytest.mark.parametrize("half_life", [1e9, 1e12, 1e14])
+def test_a_decay_next_to_1_is_the_decay_that_was_given(half_life):
+    decay, ids = 0.5 ** (1 / half_life), np.array([0, int(2 * half_life), int(4 * half_life)])
+    share = [float(np.exp((ids[-1] - i) * np.log(np.longdouble(decay)))) for i in ids]
+    found = lev.Sketch(1, 0.01, decay=decay).update(np.ones((3, 1)), ids).universal_set()
+    np.testing.assert_allclose(found.scores, np.array(share) / sum(share), rtol=1e-11)
+
+
+def test_the_ends_of_a_normaliser_say_what_float64_can():
+    size = 3.6705252892523814e76
+    low, high = lev.Sketch(2, 0.1, 4).update([[1.0, 0], [1, 1], [0, 1], [1, 2]]).normalizer([[size, size]])
+    assert float(low[0]) <= 98 * size**4 < np.inf  # 1 + 16 + 1 + 81 powers, less one that overflows
+    assert high[0] >= 98 * size**4
+    low, high = lev.Sketch(2, 0.1).update(np.outer(np.arange(1, 6), [1.0, 3.0])).normalizer([[3.0, -1.0]])
+    assert low[0] == 0 <= high[0] < 1e-20
+
+
+@pytest.mark.parametrize("p", [300, 1000])
+def test_a_large_power_loses_no_key(p):
+    keys = np.random.default_rng(5).standard_normal((50, 2))
+    angles = np.linspace(0, np.pi, 20_001)
+    logs = p * np.log(np.abs(np.stack([np.cos(angles), np.sin(angles)], axis=1) @ keys.T) + 1e-300)
+    seen = np.exp(logs - logs.max(axis=1, keepdims=True))
+    heavy = np.flatnonzero((seen / seen.sum(axis=1, keepdims=True)).max(axis=0) >= 0.1)
+    assert len(heavy) == 5
+    assert set(heavy) <= set(lev.Sketch(2, 0.1, p).update(keys).universal_set().indices)
+
+
+def test_a_second_pass_knows_the_ids_of_merged_parts_and_refuses_others():
+    keys = np.abs(np.random.default_rng(2).standard_normal((40, 1)))
+    parts = [lev.Sketch(1, 0.2, 4, decay=0.9, start=start).update(keys[i : i + 20]) for i, start in ((0, 5), (20, 90))]
+    found, ids = lev.merge(parts).second_pass(keys), np.append(np.arange(5, 25), np.arange(90, 110))
+    assert_held(found, keys[:, 0], ids, 4, 0.9)
+    truth = np.abs(keys[:, 0]) ** 4 * 0.9 ** (109.0 - ids)
+    truth /= truth.sum()
+    np.testing.assert_array_equal(found.indices, ids[truth >= 0.2])
+    np.testing.assert_allclose(found.scores, truth[truth >= 0.2], rtol=1e-5)
+    given = lev.Sketch(1, 0.2, 4, decay=0.9).update(keys, ids)
+    with pytest.raises(ValueError, match="needs ids that the sketch counts; 40 of its ids were given"):
+        given.second_pass(keys)
+
+
+def test_rows_that_come_too_late_are_refused_and_merge():
+    sketch = lev.Sketch(1, 0.1, 1, decay=0.5).update([[1.0]], [1000])
+    sketch.update([[1.0]], [105])
+    before = sketch.to_bytes()
+    with pytest.raises(ValueError, match="indices holds 104, decayed too far beside rows before it"):
+        sketch.update([[1.0], [1.0]], [1001, 104])
+    assert sketch.to_bytes() == before
+    old = lev.Sketch(1, 0.1, 1, decay=0.5).update([[2.0**900]], [104])
+    assert_held(sketch.merge(old).universal_set(), [1.0, 1.0, 2.0**900], np.array([1000, 105, 104]), 1)
