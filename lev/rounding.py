@@ -18,7 +18,8 @@ def gram_margin(dim: int, sums: int, gram: np.ndarray, smallest: float | None = 
     if not smallest > 0:
         return math.inf
     error = _gram_error(dim, sums) + 4 * bounds.dot_error(dim)
-    return error * float(np.trace(gram)) / smallest
+    with np.errstate(over="ignore"):
+        return float(error * np.trace(gram) / np.float64(smallest))
 
 
 def root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:

@@ -16,7 +16,8 @@ NUMBERS = st.builds(lambda part, power: float(np.ldexp(part, power)), st.integer
 
 def weights(column, ids, p, decay=0.5):
     """Return the exact weights of keys of one column after the latest of them."""
-    entries = [abs(Fraction(k)) ** p * Fraction(decay) ** int(max(ids) - i) for k, i in zip(column, ids, strict=True)]
+    ages = [int(max(ids) - i) for i in ids]
+    entries = [abs(Fraction(float(k))) ** p * Fraction(decay) ** age for k, age in zip(column, ages, strict=True)]
     total = sum(entries)
     return np.array([float(entry / total) if total else 0.0 for entry in entries])
 
@@ -30,22 +31,64 @@ def assert_held(found, column, ids, p, decay=0.5):
         assert not (found.exact and i in said) or weight >= found.epsilon * (1 - 1e-6)
 
 
-@settings(max_examples=150)
-@given(st.data())
-def test_old_keys_count_for_what_they_are(data):
-    column = np.array(data.draw(st.lists(NUMBERS, min_size=1, max_size=9)))
-    n, p = len(column), data.draw(st.sampled_from([1, 2, 4]))
-    in_order = data.draw(st.booleans())
-    ids = np.array(data.draw(st.lists(st.integers(0, 9000 if in_order else 895), min_size=n, max_size=n, unique=True)))
-    ids = np.sort(ids) if in_order else ids
-    heads, epsilon, splits = data.draw(st.sampled_from([(), (2,)])), data.draw(st.floats(0.01, 1)), data.draw(cuts(n))
-    sketch, other = (lev.Sketch(1, epsilon, p, decay=0.5, heads=heads) for _ in range(2))
-    for first, last in itertools.pairwise(splits):
+def fed(data, column, ids, p, decay):
+    """Return the universal sets of heads of the same keys, by one sketch or two that merge, in any parts."""
+    heads, epsilon = data.draw(st.sampled_from([(), (2,)])), data.draw(st.sampled_from([0.01, 0.1, 0.3]))
+    sketch, other = (lev.Sketch(1, epsilon, p, decay=decay, heads=heads) for _ in range(2))
+    for first, last in itertools.pairwise(data.draw(cuts(len(column)))):
         keys = np.broadcast_to(column[first:last, None], (*heads, last - first, 1))
         (other if data.draw(st.booleans()) else sketch).admit(keys, ids[first:last])
     sketch = sketch.merge(other) if other.count else sketch
-    for found in sketch.universal_set() if heads else [sketch.universal_set()]:
+    return sketch.universal_set() if heads else [sketch.universal_set()]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_keys_of_any_size_and_age(data):
+    column = np.array(data.draw(st.lists(NUMBERS, min_size=1, max_size=9)))
+    n, p, in_order = len(column), data.draw(st.sampled_from([1, 2, 4])), data.draw(st.booleans())
+    ids = np.array(data.draw(st.lists(st.integers(0, 9000 if in_order else 895), min_size=n, max_size=n, unique=True)))
+    ids = np.sort(ids) if in_order else ids
+    for found in fed(data, column, ids, p, 0.5):
         assert_held(found, column, ids, p)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_old_keys_that_are_as_heavy_as_new_ones(data):
+    p, decay, dtype = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from([0.375, 0.5])), np.float64
+    rate = -np.log2(decay) / p  # by which a key has to be larger for each id that it is older
+    if data.draw(st.booleans()):
+        dtype, p, rate = np.float32, 16, -np.log2(decay) / 16
+    room = 1800 if dtype == np.float64 else 230
+    lags = data.draw(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))
+    ids = np.unique((np.sort(lags) * room / rate).astype(np.int64))
+    powers = np.round(room / 2 - ids * rate).astype(np.int64)
+    parts = data.draw(st.lists(st.integers(0, 3), min_size=len(ids), max_size=len(ids)))
+    column = np.ldexp(np.array(parts, dtype), powers)
+    for found in fed(data, column, ids, p, decay):
+        assert_held(found, column, ids, p, decay)
+
+
+@pytest.mark.parametrize("heads", [(), (3,)])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("p", "key", "later", "ids"), [(2, 1e300, 1e-30, (0, 2160)), (1, 1e300, 1e-20, (0, 1050))])
+def test_an_old_key_dominates(heads, apart, p, key, later, ids):
+    keys = np.broadcast_to([[key], [later]], (*heads, 2, 1))
+    sketch = lev.Sketch(1, 0.5, p, decay=0.5, heads=heads)
+    for part in [slice(0, 1), slice(1, 2)] if apart else [slice(0, 2)]:
+        sketch.admit(keys[..., part, :], np.array(ids)[part])
+    for found in sketch.universal_set() if heads else [sketch.universal_set()]:
+        assert_held(found, [key, later], np.array(ids), p)
+        assert found.indices[0] == 0
+    (hits,) = sketch.heavy_hitters(np.ones((*heads, 1, 1)))[:1] if heads else [sketch.heavy_hitters([[1.0]])]
+    assert hits.indices[0] == 0
+
+
+def test_rows_of_zeros_bring_no_time():
+    sketch = lev.Sketch(1, 0.5, decay=0.5).update([[1.0]], [0]).update([[0.0]], [10_000])
+    assert sketch.universal_set().indices.tolist() == [0]
+    assert sketch.count == 2
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=9), st.integers(0, 9))
