@@ -176,13 +176,13 @@ class Frame:
         return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
 
 
-def aged(frame: Frame, ages: np.ndarray) -> Iterator[tuple[slice | np.ndarray, Frame, np.ndarray]]:
+def aged(frame: Frame, ages: np.ndarray) -> Iterator[tuple[slice | np.ndarray, Frame, np.ndarray | None]]:
     """Yield rows of a form, which come with scales 2^ages of at most 2, in groups in which none leaves float64.
 
-    Which they are, the frame in units half way between theirs and its own, and their scales in these.
+    Which they are, the frame in units half way between theirs and its own, and their scales in these, None for ones.
     """
     if near(frame, ages):
-        yield slice(None), frame, np.exp2(ages)
+        yield slice(None), frame, np.exp2(ages) if ages.any() else None
         return
     eras = np.floor(ages / ERA)
     for era in np.unique(eras):
