@@ -81,10 +81,10 @@ class Candidates:
 
     def _by_eras(self, rows: Rows, add: Callable[[Candidates, Rows], Candidates]) -> Candidates:
         """Return the candidates with rows added in units in which none underflows, and brought to the latest."""
-        now = self
-        if self.weighting.decay < 1:  # rows of zeros bring no time: what is all there is does not fade beside them
-            some = rows.keys.any(axis=1) | (rows.keys.shape[1] < self.form.frame.dim)
-            now, rows = replace(self, left=self.left + int((~some).sum())), rows.take(np.flatnonzero(some))
+        now, affine = self, rows.keys.shape[1] < self.form.frame.dim
+        if self.weighting.decay < 1 and len(rows) and not (affine or rows.keys[rows.ids.argmax()].any()):
+            some = np.flatnonzero(rows.keys.any(axis=1))  # zeros bring no time: what is all there is does not fade
+            now, rows = replace(self, left=self.left + len(rows) - len(some)), rows.take(some)
         for places in self.weighting.eras(rows.ids):
             part = rows.take(places)
             epoch = max(now.epoch, self.weighting.epoch(part.ids))
