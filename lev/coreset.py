@@ -17,7 +17,7 @@ from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.checks import check_dim, check_fraction, check_integer, check_positive, check_power
 from lev.form import Form
-from lev.heavy import NEVER, in_one_binade
+from lev.heavy import column_powers, in_one_binade, times_power
 from lev.ids import Ids, mixed
 from lev.incoming import incoming
 from lev.lewis import sensitivities
@@ -92,7 +92,7 @@ class Coreset:
     def _responses(self, queries: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return |<q,k>|, (m, rows), what rounding may have made of them, and the powers of two taken out, (m,)."""
         rows, keys = backend.finite_matrix("queries", queries, self.keys.shape[1])[0], self.keys.astype(np.float64)
-        exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], NEVER)
+        exponents = column_powers(keys)
         products = (rows != 0).astype(np.float64) @ (keys != 0).T  # how many there are to underflow
         keys, (rows, powers) = np.ldexp(keys, -exponents), in_one_binade(rows, exponents)
         blur = bounds.dot_error(keys.shape[1] + 8) * (np.abs(rows) @ np.abs(keys).T)
@@ -104,8 +104,7 @@ class Coreset:
         ratios = np.divide(sizes, top[:, None], out=np.zeros_like(sizes), where=top[:, None] > 0)
         with np.errstate(over="ignore", divide="ignore"):
             shift = np.clip(self.p * (powers + np.log2(top)), -_BEYOND, _BEYOND)
-            whole = np.floor(shift)
-            return np.ldexp(ratios**self.p @ self.weights * np.exp2(shift - whole) * factor, whole.astype(np.int64))
+            return times_power(ratios**self.p @ self.weights * factor, shift)
 
     def merge(self, other: Coreset) -> Coreset:
         """Return the coreset of both sets of keys: all rows of both.  Raises TypeError and ValueError.

@@ -12,7 +12,7 @@ import scipy  # its parts load when they are first used
 
 from lev import backend, bounds
 
-_NEVER = -(2**20)  # the power of two of zero
+NEVER = -(2**20)  # the power of two of zero
 ERA = 448
 """Powers of two that the scales of rows of one block may span: twice that is far from underflow."""
 
@@ -172,8 +172,8 @@ class Frame:
         return leaves
 
     def shifted(self, power: int) -> Frame:
-        """Return the frame of all rows times 2^-power; what falls below _NEVER is nothing beside later rows."""
-        return Frame(np.maximum(self.exponents - power, _NEVER), self.triangle)
+        """Return the frame of all rows times 2^-power; what falls below NEVER is nothing beside later rows."""
+        return Frame(np.maximum(self.exponents - power, NEVER), self.triangle)
 
 
 def aged(frame: Frame, ages: np.ndarray) -> Iterator[tuple[slice | np.ndarray, Frame, np.ndarray | None]]:
@@ -218,7 +218,7 @@ class Stacked:
         if factors is not None:
             part, shift = np.frexp(factors[:, None])
             fraction, power = fraction * part, power + shift
-        top = np.where(fraction == 0, _NEVER, power).max(axis=0, initial=_NEVER)
+        top = np.where(fraction == 0, NEVER, power).max(axis=0, initial=NEVER)
         return cls(np.ldexp(fraction, power - top), top.astype(np.int64), np.zeros(rows.shape[1]))
 
 
@@ -277,11 +277,11 @@ def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
     """Return for each column the power of two of its norm over all parts; None if all are zero."""
     largest = [np.abs(part.rows).max(axis=0, initial=0) for part in parts]
     tops = [
-        np.where(top > 0, np.frexp(top)[1] + part.exponents, _NEVER) for top, part in zip(largest, parts, strict=True)
+        np.where(top > 0, np.frexp(top)[1] + part.exponents, NEVER) for top, part in zip(largest, parts, strict=True)
     ]
     joint = np.max(tops, axis=0)
-    if np.all(joint == _NEVER):
+    if np.all(joint == NEVER):
         return None
-    joint = np.where(joint == _NEVER, 0, joint)
+    joint = np.where(joint == NEVER, 0, joint)
     energy = sum(np.square(np.ldexp(part.rows, part.exponents - joint)).sum(axis=0) for part in parts)
     return np.clip(joint + np.frexp(np.sqrt(energy))[1], -1000, 1000).astype(np.int64)

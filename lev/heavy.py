@@ -12,13 +12,12 @@ from lev import backend, bounds
 from lev.candidates import Candidates
 from lev.checks import check_epsilon, check_power
 from lev.form import Form
-from lev.frame import aged
+from lev.frame import NEVER, aged
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 _CHUNK = 2**22  # numbers of one dense block of entries: 32 MB
-NEVER = -(2**20)  # the power of two of zero
 _LEAST_POWER = -4000  # of two: less is nothing
 
 
@@ -34,6 +33,18 @@ def in_one_binade(queries: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarra
     power = np.where(fraction == 0, NEVER, power + exponents)
     top = power.max(axis=1, initial=NEVER, keepdims=True)
     return np.ldexp(fraction, np.maximum(power - top, -2000)), top[:, 0]
+
+
+def column_powers(keys: np.ndarray) -> np.ndarray:
+    """Return the power of two of the largest entry of each column, (d,) int; NEVER for zeros."""
+    return np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], NEVER)
+
+
+def times_power(values: np.ndarray, powers: np.ndarray) -> np.ndarray:
+    """Return values * 2^powers, which may be any numbers; 0 or infinite where float64 ends."""
+    whole = np.floor(powers)
+    with np.errstate(over="ignore"):
+        return np.ldexp(values * np.exp2(powers - whole), whole.astype(np.int64))
 
 
 def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,9 +74,7 @@ def _sizes(stream: Candidates, roots: np.ndarray, powers: np.ndarray, now: int) 
     age = float(weighting.exponents(np.array([max(now, 0)]), stream.epoch)[0])
     fraction, power = np.frexp(roots)
     shift = np.maximum(weighting.p * (powers + power) - min(weighting.p, 2.0) * age, _LEAST_POWER)
-    whole = np.floor(shift)
-    with np.errstate(over="ignore"):
-        return np.ldexp(fraction**weighting.p * np.exp2(shift - whole), whole.astype(np.int64))
+    return times_power(fraction**weighting.p, shift)
 
 
 def _sandwich(stream: Candidates) -> tuple[float, float]:
@@ -162,7 +171,7 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
     epsilon, p = check_epsilon(epsilon), check_power(p)
     keys = backend.finite_matrix("keys", keys, None)[0].astype(np.float64)
     queries = backend.finite_matrix("queries", queries, keys.shape[1])[0].astype(np.float64)
-    exponents = np.where(keys.any(axis=0), np.frexp(np.abs(keys).max(axis=0, initial=0))[1], NEVER)
+    exponents = column_powers(keys)
     keys, (queries, _) = np.ldexp(keys, -exponents), in_one_binade(queries, exponents)
 
     def entries(part: slice) -> list[np.ndarray]:
