@@ -38,7 +38,7 @@ SMALLEST_ODDS = 2.0**-1000
 """What the odds of a row that is not zero are taken for at least: they may underflow, small powers of them do not."""
 
 LEAST_WEIGHT = float(np.finfo(np.float64).tiny)
-"""What the weight of a row that is not zeros is taken for at least: it may underflow, and the row would be gone."""
+"""What the weight of a row that is not zeros is taken for at least, for it may underflow, and a sum of weights too."""
 
 SCALE_ERROR = 2.0**-41
 """Relative rounding of the scale of a row that decayed.  Theory: 12, online Lewis weights and decay."""

@@ -16,7 +16,7 @@ from lev import backend, bounds, rounding
 from lev.candidates import Candidates
 from lev.factor import proved_ends
 from lev.form import Form
-from lev.frame import Frame, for_kernels
+from lev.frame import Frame, for_kernels, near
 from lev.rows import Ragged, Rows, joined
 
 _BATCH = 2**19  # numbers of one batch: some heads of a block
@@ -27,17 +27,20 @@ def absorb_all(streams: Sequence[Candidates], rows: Rows) -> list[Candidates]:
     """Return each stream with its part of the block, (m, heads, d), absorbed.  Raises NonFiniteRow."""
     weighting = streams[0].weighting
     epoch = max(weighting.epoch(rows.ids), *(stream.epoch for stream in streams))
-    held = (kept.ids for stream in streams for kept in stream.kept)
-    if (
-        len(streams) == 1
-        or weighting.p != 2
-        or (weighting.decay < 1 and not all(weighting.near(ids, epoch) for ids in (rows.ids, *held)))
-    ):
-        return [stream.absorb(rows.head(head)) for head, stream in enumerate(streams)]
     moved = [stream.moved(epoch) for stream in streams]
+    if len(streams) == 1 or weighting.p != 2 or not all(_near(stream, rows.ids) for stream in moved):
+        return [stream.absorb(rows.head(head)) for head, stream in enumerate(streams)]
     found = backend.run(lambda part: _absorbed(moved[part], rows.head(part)), _parts(rows.keys))
     now = [stream for part in found for stream in part]
     return [moved[head].absorb(rows.head(head)) if stream is None else stream for head, stream in enumerate(now)]
+
+
+def _near(stream: Candidates, ids: np.ndarray) -> bool:
+    """Say whether rows of these ids and those kept, in units of the stream, are far from the ends of float64."""
+    if stream.weighting.decay == 1:
+        return True
+    ages = (stream.weighting.exponents(some, stream.epoch) for some in (ids, *(rows.ids for rows in stream.kept)))
+    return all(near(stream.form.frame, some) for some in ages)
 
 
 def prune_all(streams: Sequence[Candidates]) -> list[Candidates]:

@@ -24,7 +24,6 @@ from lev.frame import ERA
 
 _FINE, _DECIMALS = 128, 80  # binary digits of an exponent of two, and decimal ones of the logarithm it comes from
 _LARGEST = 700.0  # whose exponential is finite
-_TINY = float(np.finfo(np.float64).tiny)  # a sum of weights below it has lost digits: more is safe
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,6 @@ class Weighting:
         first = int(ids.min())
         offset = (first * self._step - (epoch << _FINE)) / 2**_FINE  # integers first: ids may be large
         return offset + (ids - first) * (self._step / 2**_FINE)
-
-    def near(self, ids: np.ndarray, epoch: int) -> bool:
-        """Say whether no row has a scale that is near underflow in units of 2^epoch."""
-        return self._step == 0 or not len(ids) or float(self.exponents(ids.min(keepdims=True), epoch)[0]) > -2 * ERA
 
     def late(self, ids: np.ndarray, latest: int) -> np.ndarray:
         """Say which rows come so long after ``latest`` and the rows before them that little but rounding is left."""
@@ -135,7 +130,7 @@ class Weighting:
             return xp.minimum(lower, 1) / (1 + mass), xp.minimum(upper, 1)
         alive = upper > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            seen = xp.log(xp.maximum(mass, _TINY)) - (2 * math.log(2) * ages if self.p > 2 else 0.0)
+            seen = xp.log(xp.maximum(mass, bounds.LEAST_WEIGHT)) - (2 * math.log(2) * ages if self.p > 2 else 0.0)
             low, high = (self.p / 2 * xp.log(end) for end in (lower, upper))
             spread = (self.p / 2 - 1) * seen
             slack = bounds.power_error(self.p, rows) * (1 + xp.abs(spread) + xp.abs(high)) + self._blur
@@ -148,7 +143,7 @@ class Weighting:
         if self.p <= 2:
             return weights
         xp = arrays(weights)
-        share = xp.log(xp.maximum(mass, _TINY)) - 2 * math.log(2) * ages
+        share = xp.log(xp.maximum(mass, bounds.LEAST_WEIGHT)) - 2 * math.log(2) * ages
         spread = (self.p / 2 - 1) * share
         with np.errstate(over="ignore", invalid="ignore"):
             upper = weights * xp.exp(spread + bounds.power_error(self.p, rows) * (1 + xp.abs(spread)) + self._blur)
@@ -176,7 +171,7 @@ class Weighting:
         """
         if self.p == 2 or not rows:
             return 1.0, 1.0 + mass
-        spread = (1 - self.p / 2) * math.log(max(mass, _TINY))
+        spread = (1 - self.p / 2) * math.log(max(mass, bounds.LEAST_WEIGHT))
         slack = bounds.power_error(self.p, rows) * (1 + abs(spread))
         if self.p < 2:
             return math.exp(min(spread, 0) - slack), math.exp(max(spread, 0) + slack)
