@@ -94,9 +94,13 @@ class Ragged:
         np.maximum.at(most, self.owners[which], self.rows.upper[which])
         return most
 
+    def parts(self) -> list[slice]:
+        """Return which rows are those of each head."""
+        return [slice(*ends) for ends in itertools.pairwise(self.starts.tolist())]
+
     def split(self) -> list[Rows]:
         """Return the rows of each head, as views."""
-        return [self.rows.take(slice(*ends)) for ends in itertools.pairwise(self.starts.tolist())]
+        return [self.rows.take(own) for own in self.parts()]
 
 
 def joined(first: Ragged, second: Ragged) -> Ragged:

@@ -133,18 +133,16 @@ def universal_sets(
         found = held.take(places[np.lexsort((held.rows.ids[places], held.owners[places]))])
         exact = np.ones(held.heads, bool)
         exact[found.owners[~(found.rows.lower >= limit[found.owners])]] = False
+        ids, keys, scores, payload = (
+            family.out(found.rows.ids),
+            family.out(found.rows.keys, rows=True),
+            family.out(found.rows.upper),
+            family.out(found.rows.payload) if found.rows.payload.shape[1] else None,
+        )
         scalars = zip(counts[heads].tolist(), exact.tolist(), left.tolist(), strict=True)
         return [
-            UniversalSet(
-                family.out(rows.ids),
-                family.out(rows.keys, rows=True),
-                family.out(rows.upper),
-                family.out(rows.payload) if rows.payload.shape[1] else None,
-                epsilon,
-                p,
-                *rest,
-            )
-            for rows, rest in zip(found.split(), scalars, strict=True)
+            UniversalSet(ids[own], keys[own], scores[own], None if payload is None else payload[own], epsilon, p, *rest)
+            for own, rest in zip(found.parts(), scalars, strict=True)
         ]
 
     parts = backend.run(of, backend.slices(len(kept), _HEADS))
