@@ -137,13 +137,14 @@ class Coreset:
         Either ``delta``, for which each query's estimate is, with probability 1 - ``failure``, within 1 +- delta of
         what it is now, or the expected ``size``.  Guarantee: for a query fixed beforehand, by Bernstein's inequality
         with proved sensitivities; nothing is proved for all queries at once.  Cost: Lewis weights of the rows held.
-        Raises TypeError and ValueError for bad input, NotConverged as :func:`lev.lewis_weights` does.
+        Raises TypeError and ValueError for bad input.
         """
         if (delta is None) == (size is None):
             raise ValueError(f"give either delta or size; got delta={delta!r} and size={size!r}")
         # in units of the largest weight, lest the roots for small p overflow
         scaled = (self.weights / self.weights.max(initial=1.0))[:, None] ** (1 / self.p) * self.keys
         shares = sensitivities(scaled, self.p, tolerance=1.0)[1]
+        shares[((np.abs(scaled) < bounds.LEAST_WEIGHT) & (self.keys != 0)).any(axis=1)] = 1.0  # roots that underflow
         if size is not None:
             rate = _rate(shares, check_integer("size", size, 1))
         else:
@@ -170,7 +171,7 @@ def coreset(
     ``keys`` is (n, d), any real dtype, ``indices`` (n,) their ids, by default 0 .. n - 1: which rows are held depends
     on ``seed``, the ids and the keys alone.  ``delta``, ``size`` and ``failure`` as in :meth:`Coreset.reduced`, which
     says what is guaranteed.  About 2 log(2 / failure) r^max(1, p/2) / delta^2 rows, r the rank.
-    Raises TypeError and ValueError for bad input, NotConverged as :func:`lev.lewis_weights` does.
+    Raises TypeError and ValueError for bad input.
     Theory: 11, coresets.
 
     >>> import numpy as np, lev

@@ -75,15 +75,14 @@ def eliminate(keys: np.ndarray, close: float = 0.0) -> Coordinates:
     They are the keys themselves, as they came, where the relative margin of their Gram matrix is at most ``close``.
     """
     form, _ = Form.empty(keys.shape[1]).add(keys, None, 1.0)
-    frame, rank = form.frame, form.rank
-    space = _Space(keys, frame)
+    frame = form.frame
     if frame.triangle is None and np.abs(frame.exponents).max() <= 60 and form.margin() <= close:
         wide = np.float32 if keys.dtype == np.float32 else np.float64
         return _nonzero(keys.astype(wide, copy=False), np.zeros(len(keys)))
+    space, pivots, (order, top, upper) = _eliminated(keys, frame)
+    rank = len(pivots)
     if rank == 0:
         return Coordinates(np.zeros((0, 0)), np.zeros(0), np.zeros(0, np.int64), len(keys))
-    pivots = space.pivots()
-    order, top, upper = scipy.linalg.lu(space.of(pivots), p_indices=True, check_finite=False)
     rows, blur = np.empty((len(keys), rank)), np.empty(len(keys))
     eye = np.eye(rank)
     undo = np.abs(scipy.linalg.solve_triangular(top, eye, lower=True, unit_diagonal=True, check_finite=False))
@@ -100,6 +99,22 @@ def eliminate(keys: np.ndarray, close: float = 0.0) -> Coordinates:
     return _nonzero(rows, blur)
 
 
+def _eliminated(keys: np.ndarray, frame: Frame) -> tuple[_Space, np.ndarray, tuple[np.ndarray, ...]]:
+    """Return the keys in columns that are independent, the rows that elimination pivots on, and their L U.
+
+    A QR may take its own rounding for a direction; elimination finds nothing at all there.
+    """
+    columns = np.arange(frame.dim) if frame.triangle is None else frame.triangle.pivots[: frame.rank]
+    while True:
+        space = _Space(keys, columns, frame.exponents[columns])
+        pivots = space.pivots()
+        factors = scipy.linalg.lu(space.of(pivots), p_indices=True, check_finite=False)
+        left = np.diagonal(factors[2]) != 0
+        if left.all():
+            return space, pivots, factors
+        columns = columns[left]
+
+
 def _nonzero(rows: np.ndarray, blur: np.ndarray) -> Coordinates:
     where = np.flatnonzero(rows.any(axis=1))
     some = where if len(where) < len(rows) else slice(None)  # all of them need no copy
@@ -108,14 +123,14 @@ def _nonzero(rows: np.ndarray, blur: np.ndarray) -> Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class _Space:
-    """The keys in the columns that the triangle of their frame was cut to."""
+    """The keys in some of their columns, in powers of two."""
 
     keys: np.ndarray
-    frame: Frame
+    columns: np.ndarray
+    exponents: np.ndarray
 
     def of(self, part: slice | np.ndarray) -> np.ndarray:
-        columns = slice(None) if self.frame.triangle is None else self.frame.triangle.pivots[: self.frame.rank]
-        return np.ldexp(self.keys[part][:, columns].astype(np.float64), -self.frame.exponents[columns])
+        return np.ldexp(self.keys[part][:, self.columns].astype(np.float64), -self.exponents)
 
     def parts(self) -> list[slice]:
         return backend.slices(len(self.keys), backend.TASK)
@@ -128,4 +143,4 @@ class _Space:
 
     def _pivots(self, part: slice | np.ndarray) -> np.ndarray:
         order = scipy.linalg.lu(self.of(part), p_indices=True, check_finite=False)[0]
-        return np.argsort(order)[: self.frame.rank]
+        return np.argsort(order)[: len(self.columns)]

@@ -174,8 +174,9 @@ class Tukey(Growing):
         check_positive("c", self.c)
 
     def __call__(self, x: Any) -> np.ndarray:
-        square = np.minimum(np.abs(np.asarray(x, np.float64)) / self.c, 1) ** 2
-        return self.c**2 / 6 * square * (3 - square * (3 - square))
+        size = np.minimum(np.abs(np.asarray(x, np.float64)), self.c)
+        square = (size / self.c) ** 2
+        return size**2 / 2 * (1 - square * (1 - square / 3))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lev.triangle import inverse_of, squares_by, triangle_of
 from lev.universal import UniversalSet, select
 
 _MOST_ROUNDS = 20_000
+_SPREAD = 600.0  # of the logarithms of factors: squares and inverses stay in range
 CLOSE = 2.0**-24
 """Proved margin of a triangle; what it is off by is less than a thousandth of that, and than the residual."""
 
@@ -44,7 +45,9 @@ def lewis_weights(keys: Any, p: float) -> Any:
     array, family, p = *backend.finite_keys(keys), check_power(p)
     with backend.single_blas():
         found = eliminate(array, CLOSE)
-        log_weights = _log_weights(found, p)
+        log_weights, residual = _log_weights(found, p)
+    if not residual <= bounds.LEWIS_RESIDUAL:
+        raise NotConverged(f"the Lewis weights for p={p!r} did not converge: relative residual {residual:.1e}")
     return family.out(found.spread(np.exp(log_weights)))
 
 
@@ -60,8 +63,8 @@ def sensitivities(
     bracket stays wider.  For p < 1 the upper end is the Lewis weight and the lower end what some query gives, at
     worst a factor r^{1-p/2} below.
     Cost: Lewis weights once, then O(n d^2) a round and 5 to 60 rounds for each row (p = 1: a linear program).
-    Raises TypeError and ValueError for bad input, NotConverged as :func:`lewis_weights` does.
-    Theory: 05, certificates and duality.
+    Where Lewis weights do not converge, as for p far below 1, their last values prove wider ends.
+    Raises TypeError and ValueError for bad input.  Theory: 05, certificates and duality.
 
     >>> import lev
     >>> lower, upper = lev.sensitivities([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], 1)
@@ -82,8 +85,7 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
     ``keys`` is (n, d), any real dtype.  Guarantee: every key that any query can give a weight of epsilon is in it,
     rounding included, as for :func:`lev.sensitivities`; rows that their bracket leaves undecided are kept.
     Cost: Lewis weights once, then O(n d^2) a round for each row whose Lewis weight leaves it undecided.
-    Raises TypeError and ValueError for bad input, NotConverged as :func:`lev.lewis_weights` does.
-    Theory: 05, certificates and duality.
+    Raises TypeError and ValueError for bad input.  Theory: 05, certificates and duality.
 
     >>> import lev
     >>> lev.lewis.lp_universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5, 4.0).indices
@@ -103,26 +105,31 @@ def lp_universal_set(keys: Any, epsilon: float, p: float) -> UniversalSet:
 # -- Lewis weights -----------------------------------------------------------------------------------------
 
 
-def _log_weights(found: Coordinates, p: float) -> np.ndarray:
-    """Return log w, (n,), of the rows found.  Raises NotConverged.
+def _log_weights(found: Coordinates, p: float) -> tuple[np.ndarray, float]:
+    """Return log w, (n,), of the rows found, and the relative residual of the fixed point.
 
     The steps are damped by 4 / (2 + p), the best there is near the fixed point, and should the residual once fail
     to fall, by min(1, 2 / p), which is proved to converge from everywhere.  The logarithm of w^{2/p} is iterated:
-    the weights of graded rows may underflow.
+    the weights of graded rows may underflow.  Where they leave float64 altogether, as for small p, it ends.
     """
     if not found.rank:
-        return np.zeros(0)
+        return np.zeros(0), 0.0
     log_roots = 2 / p * np.maximum(log_leverages(found, np.zeros(len(found.rows))), math.log(bounds.UNIT))
     damping, before, residual = 4 / (2 + p), math.inf, math.inf
     for _ in range(min(_MOST_ROUNDS, int(100 + 100 * max(p, 1 / p)))):
-        step = log_leverages(found, (p / 2 - 1) * log_roots) - log_roots
+        try:
+            step = log_leverages(found, (p / 2 - 1) * log_roots) - log_roots
+        except np.linalg.LinAlgError:
+            break
         residual = max(1.0, p / 2) * float(np.abs(step).max())
         if residual <= bounds.LEWIS_RESIDUAL:
-            return p / 2 * (log_roots + step)
+            return p / 2 * (log_roots + step), residual
+        if not math.isfinite(residual):
+            break
         if not residual < before:
             damping = min(1.0, 2 / p)
         log_roots, before = log_roots + damping * step, residual
-    raise NotConverged(f"the Lewis weights for p={p!r} did not converge: relative residual {residual:.1e}")
+    return p / 2 * log_roots, residual
 
 
 def _triangle(found: Coordinates, log_weights: np.ndarray, limit: float = 0.0) -> tuple[np.ndarray, float]:
@@ -141,7 +148,8 @@ def log_leverages(found: Coordinates, log_weights: np.ndarray) -> np.ndarray:
     def of(part: slice) -> np.ndarray:
         powers = found.powers[part]
         even = squares(found.rows[part], np.ldexp(1.0, powers))
-        return np.log(even) - 2 * (math.log(2) * powers + shift)
+        with np.errstate(divide="ignore"):
+            return np.log(even) - 2 * (math.log(2) * powers + shift)
 
     return np.concatenate(backend.run(of, backend.slices(len(log_weights), backend.TASK)))
 
@@ -154,7 +162,9 @@ def _brackets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper), (n,), by certificates and, for the rows asked for, refined until ``enough``."""
     found = eliminate(keys)
-    log_weights = _log_weights(found, p)
+    log_weights, residual = _log_weights(found, p)
+    if not residual <= bounds.LEWIS_RESIDUAL:
+        log_weights = np.maximum(log_weights, log_weights.max() - _SPREAD / abs(1 - 2 / p))
     lower, upper = _certificates(found, p, log_weights)
     start = np.exp((1 - 2 / p) * (log_weights - log_weights.max(initial=-math.inf)))
 

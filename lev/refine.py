@@ -42,9 +42,11 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
         return
     primal = p > 2 or p < 1
     power = p if primal else p / (p - 1)
-    state = _unit(found.rows @ x, j) if primal else u
+    state = _unit(found.rows, x, j) if primal else u
     still = 0
     for turn in range(_ROUNDS if p > 1 else _ROUNDS_BELOW_1):
+        if not np.isfinite(state).all():  # as for powers so small that rounding leaves nothing of row j
+            return
         size = np.abs(state) / np.abs(state).max()
         # Newton proper is thrown off by a response that is far too small; a floor slows it down near the end
         least = ((1 - lower / upper) / len(size)) ** (1 / power) if turn % 2 and power > 2 else 0.0
@@ -52,13 +54,19 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
         x, u = least_squares(found.rows, weights if primal else 1 / weights, j)
         lower, upper = max(lower, below(found, p, j, x)), min(upper, above(found, p, j, u, reach))
         yield lower, upper
-        moved = _best(state, _unit(found.rows @ x, j) if primal else u, power)
+        moved = _best(state, _unit(found.rows, x, j) if primal else u, power)
         still = still + 1 if np.array_equal(moved, state) else 0
         if still == 2:  # neither kind of step leads on
             return
         state = moved
 
 
+_QUIET = np.errstate(
+    divide="ignore", over="ignore", invalid="ignore"
+)  # what leaves float64 proves nothing, and does no harm
+
+
+@_QUIET
 def least_squares(rows: np.ndarray, weights: np.ndarray, j: int) -> tuple[np.ndarray, np.ndarray]:
     """Return x = M^{-1} k_j and u = D K x for M = K^T D K, D = diag(weights): K^T u = k_j up to rounding."""
     weights = weights / weights.max()
@@ -71,6 +79,7 @@ def least_squares(rows: np.ndarray, weights: np.ndarray, j: int) -> tuple[np.nda
     return x, u
 
 
+@_QUIET
 def below(found: Coordinates, p: float, j: int, x: np.ndarray) -> float:
     """Return a proved lower end: the weight that query ``x`` gives to row ``j``, less what rounding may have added."""
     response = np.abs(found.rows @ x)
@@ -94,11 +103,15 @@ def above(found: Coordinates, p: float, j: int, u: np.ndarray, reach: float) -> 
     missing += bounds.dot_error(len(size) + 2) * float(found.norms @ size + found.norms[j])
     missing += float(found.blur @ size + found.blur[j])
     slack = bounds.dot_error(len(size) + 8) + bounds.dot_error(8) * (1 + p)
-    return min(1.0, (total + missing * reach) ** p * (1 + p * slack))
+    root = total + missing * reach
+    return min(1.0, root**p * (1 + p * slack)) if root < 1 else 1.0  # large powers would overflow
 
 
-def _unit(response: np.ndarray, j: int) -> np.ndarray:
-    return response / response[j]
+@_QUIET
+def _unit(rows: np.ndarray, x: np.ndarray, j: int) -> np.ndarray:
+    """Return what query ``x`` gives to the rows, 1 to row ``j``."""
+    response = rows @ x
+    return np.asarray(response / response[j])
 
 
 def _best(state: np.ndarray, goal: np.ndarray, power: float) -> np.ndarray:

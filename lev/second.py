@@ -165,7 +165,7 @@ def _one_pass(
         return grams, lows, np.ones(count)
     left = np.linalg.norm(sums - targets, axis=1) * (1 + bounds.dot_error(4 * rank)) + blurs + pads
     dual = norms if p == 1 else norms ** (1 / power)
-    return grams, lows, np.minimum(1, (dual / slack + _reach(space) * left) ** p / slack)
+    return grams, lows, np.fmin(1, (dual / slack + _reach(space) * left) ** p / slack)
 
 
 def _tempered(response: np.ndarray, p: float) -> np.ndarray:

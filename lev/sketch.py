@@ -460,7 +460,7 @@ def universal_set(keys: Any, epsilon: float, p: float = 2.0) -> UniversalSet:
     """Return the universal set of all keys at once: those with sensitivity >= epsilon.
 
     ``keys`` is (n, d).  Guarantee and cost as for :class:`Sketch` or, for p != 2, as for
-    :func:`lev.lewis.lp_universal_set`.  Raises TypeError, ValueError and, for p != 2, NotConverged.
+    :func:`lev.lewis.lp_universal_set`.  Raises TypeError and ValueError.
 
     >>> import lev
     >>> lev.universal_set([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 0.5).indices

@@ -166,11 +166,11 @@ class SlidingWindowSketch(store.Stored):
         if stamps.shape != (m,):
             raise ValueError(f"times must have shape ({m},); got {stamps.shape}")
         backend.check_finite("times", stamps[:, None])
-        back = np.flatnonzero(np.diff(stamps, prepend=self._now if self.count else -np.inf) < 0)
+        before = np.concatenate([[self._now if self.count else -np.inf], stamps[:-1]])
+        back = np.flatnonzero(stamps < before)
         if back.size:
             row = int(back[0])
-            before = stamps[row - 1] if row else self._now
-            raise ValueError(f"times must not go back; row {row} came at {stamps[row]:g} after {before:g}")
+            raise ValueError(f"times must not go back; row {row} came at {stamps[row]:g} after {before[row]:g}")
         return stamps
 
     def _held_ids(self) -> np.ndarray:
@@ -179,8 +179,14 @@ class SlidingWindowSketch(store.Stored):
         )
 
     def _alive(self, times: Any) -> Any:
-        return self._now - times < self.window
+        """Say which times are less than the window ago, by the exact difference."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinitely long ago has left
+            ago = self._now - times
+            part = ago - self._now
+            lost = (self._now - (ago - part)) - (times + part)  # by rounding: ago + lost is exact
+            return (ago < self.window) | ((ago == self.window) & (lost < 0))
 
+    @np.errstate(over="ignore")  # what is infinitely far apart is
     def _divide(self, rows: Rows, times: np.ndarray) -> None:
         """Give the rows to blocks; a block ends when a row comes that it has no room for."""
         while len(rows):

@@ -373,3 +373,10 @@ KEYS = np.eye(3)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_row_whose_root_weight_underflows_is_held():
+    heavy, p = np.tile([1.0, 0.0], (5, 1)), 0.01
+    big = lev.Coreset(np.arange(5), heavy, np.full(5, 20000.0), p, 0, 100000, (1.0,))
+    both = big.merge(lev.coreset([[0.0, 1.0]], p, size=5, indices=[200000]))
+    assert 200000 in both.reduced(size=10**6).indices

@@ -279,3 +279,7 @@ def test_no_keys_zero_keys_and_rows(f):
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_tukey_is_a_square_far_below_its_end():
+    np.testing.assert_allclose(functions.Tukey(1e200)([1.0, -3.0]), [0.5, 4.5])

@@ -237,10 +237,10 @@ def test_long_keys_are_eliminated_part_by_part(keys, seed):
     form, _ = Form.empty(long.shape[1]).add(long, None)
     low, high = form.factor().bracket(long)
     found = eliminate(long)
-    assert found.rank == form.rank
+    assert np.linalg.matrix_rank(keys) <= found.rank <= form.rank
     assert np.abs(found.rows).max() < 2.0**found.rank
     assert len(found.where) == np.count_nonzero(long.any(axis=1))
-    lower, upper = map(found.spread, lewis._certificates(found, 2.0, lewis._log_weights(found, 2.0)))
+    lower, upper = map(found.spread, lewis._certificates(found, 2.0, lewis._log_weights(found, 2.0)[0]))
     assert np.all(lower <= high)
     assert np.all(upper >= low)
 
@@ -261,7 +261,7 @@ def test_a_fixed_point_is_one_by_qr_too(keys, p):
     """Whatever the iteration made of Gram matrices, the last word is that of a QR factorisation."""
     found = eliminate(keys)
     assume(found.rank)
-    log_weights = lewis._log_weights(found, p)
+    log_weights, _ = lewis._log_weights(found, p)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lewis, "CLOSE", 0.0)
         again = p / 2 * lewis.log_leverages(found, (1 - 2 / p) * log_weights)
@@ -276,7 +276,7 @@ def test_keys_that_need_no_coordinates_have_the_same_weights(p, dtype):
     own = eliminate(keys, lewis.CLOSE)
     np.testing.assert_array_equal(own.rows, np.delete(keys, 7, axis=0))
     found = eliminate(keys.astype(np.float64))
-    np.testing.assert_allclose(lewis_weights(keys, p)[found.where], np.exp(lewis._log_weights(found, p)), rtol=1e-10)
+    np.testing.assert_allclose(lewis_weights(keys, p)[found.where], np.exp(lewis._log_weights(found, p)[0]), rtol=1e-10)
 
 
 def test_rows_pick_and_order():
@@ -387,3 +387,40 @@ def test_integers_and_narrow_floats_pass_and_rows_keep_their_dtype():
         found = lp_universal_set(keys.astype(dtype), 0.5, 3)
         assert found.keys.dtype == dtype
         assert found.indices.tolist() == [0, 1, 2]
+
+
+FAR = {
+    "two blocks": np.repeat(np.eye(2), [49, 1], axis=0),
+    "a line and a small row": np.column_stack([np.ones(20), np.linspace(-1, 1, 20)])
+    * np.append(np.ones(19), 1e-5)[:, None],
+    "gaussian": np.random.default_rng(0).standard_normal((16, 3)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("p", [2**-10, 2**-7, 0.01, 0.03, 80, 128, 256, 1024])
+@pytest.mark.parametrize("name", FAR)
+def test_powers_far_from_2_are_answered_though_weights_leave_float64(name, p):
+    keys = FAR[name]
+    lower, upper = sensitivities(keys, p, tolerance=1.0)
+    queries = np.vstack([np.random.default_rng(1).standard_normal((500, keys.shape[1])), np.linalg.pinv(keys).T])
+    best = np.max([[weight_of(keys, query, p) for query in queries]], axis=1)[0]
+    assert np.all(upper >= best * (1 - 1e-12))
+    assert np.all(lower <= upper)
+    assert set(np.flatnonzero(best >= 0.05)) <= set(lp_universal_set(keys, 0.05, p).indices)
+
+
+def test_ends_by_weights_that_have_not_converged_are_close():
+    _, upper = sensitivities(FAR["gaussian"], 2**-7, tolerance=1.0)
+    assert upper.sum() < 3.01
+    assert np.all(upper < 0.4)
+    with pytest.raises(lewis.NotConverged):
+        lewis_weights(FAR["two blocks"], 2**-10)
+
+
+def test_collinear_keys_are_eliminated_to_one_direction():
+    rows = 2.0 ** -np.random.default_rng(0).integers(0, 9, (600, 1)) * np.array([[-1.0, -1.0]])
+    for p in (1, 3):
+        _, upper = sensitivities(rows, p, tolerance=1.0)
+        shares = np.abs(rows[:, 0]) ** p
+        np.testing.assert_allclose(upper, shares / shares.sum(), rtol=1e-6)

@@ -372,3 +372,61 @@ def test_devices_agree(f, causal):
     scores = [lt.Leverage().scores(keys).cpu() for keys in (tensors[1], there[1])]
     torch.testing.assert_close(*scores, rtol=1e-9, atol=0)
     torch.testing.assert_close(lt.square_attention(*there).cpu(), lt.square_attention(*tensors))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("n", "p", "dtype", "size"),
+    [
+        (3, 2.0**-10, torch.float64, 1.0),
+        (2000, 0.01, torch.float64, 1.0),
+        (5000, 0.1, torch.float32, 1.0),
+        (9, 1024, torch.float32, 3.0),
+        *[(3, p, torch.float32, size) for p in (1, 2, 3) for size in (1e20, 1e30, 1e-30)],
+        *[(3, p, torch.float64, size) for p in (1, 2, 3) for size in (1e200, 1e300, 1e-300)],
+    ],
+)
+def test_weights_do_not_depend_on_the_size_of_queries_and_keys(n, p, dtype, size, causal):
+    key = torch.full((1, 1, n, 1), size, dtype=dtype)
+    out = lev_attention(
+        key[:, :, -1:] if not causal else key, key, torch.ones_like(key), f=p, top_k=n, is_causal=causal
+    )
+    torch.testing.assert_close(out, torch.ones_like(out), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("smallest", [1e-3, 1e-5, 1e-7, 1e-8])
+def test_the_normaliser_keeps_its_digits_where_second_moments_lose_them(smallest, causal):
+    key = randn(500, 4, dtype=torch.float64)
+    key[:, 3], key[7, 3] = 0, smallest
+    turn = torch.linalg.qr(randn(4, 4, seed=1, dtype=torch.float64))[0]
+    value = torch.zeros(500, 1).double()
+    value[7] = 1
+    query = turn[3:4].expand(500, 4).contiguous()  # sees the seventh key alone
+    out = lev_attention(query, key @ turn, value, f=2, epsilon=0.1, is_causal=causal)
+    torch.testing.assert_close(out[7:], torch.ones_like(out[7:]), rtol=2.0**-20, atol=0)
+
+
+def test_what_padding_holds_has_no_say_in_the_scale():
+    q, k, v = qkv(1, 1, 5, 6, batch=1, dtype=torch.float64)
+    mask = torch.ones(6, dtype=torch.bool)
+    mask[2] = False
+    expected = lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask)
+    k[..., 2, :] = 1e300
+    torch.testing.assert_close(lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask), expected)
+    k[..., 2, :] = math.nan
+    torch.testing.assert_close(lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask), expected)
+
+
+def test_square_attention_is_exact_to_float64():
+    def of(*rows):
+        return torch.tensor(rows, dtype=torch.float64)
+
+    assert lt.square_attention(of([1, 2]), of([1, 1], [3, -1]), of([1], [0])).item() == pytest.approx(0.9, rel=1e-15)
+    assert lt.square_attention(of([1, -1]), of([1, 1], [1, 1.0001]), of([0], [1])).item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("f", [2, 3])
+def test_without_keys_the_output_is_zero(f):
+    none = torch.zeros(1, 1, 0, 4)
+    assert lev_attention(torch.ones(1, 1, 3, 4), none, none, f=f, top_k=3).equal(torch.zeros(1, 1, 3, 4))

@@ -191,3 +191,30 @@ def test_a_budget_too_small_is_refused():
         bounded_attention(*triple(), top_k=50)
     with pytest.raises(ValueError, match="recent must be >= 1; got 0"):
         bounded_attention(*triple(), top_k=50, recent=0)
+
+
+def test_a_refused_update_changes_nothing_even_what_is_proved():
+    cache = BoundedCache(2, sinks=0, recent=0)
+    with pytest.raises(ValueError, match="omitted are those of tokens that came; none did"):
+        cache.omitted  # noqa: B018
+    cache.update(torch.eye(2).view(1, 1, 2, 2), torch.zeros(1, 1, 2, 3))
+    new = torch.tensor([1.0, 0]).view(1, 1, 1, 2)
+    for _ in range(20):
+        with pytest.raises(ValueError, match=r"values must fit those held, \(1, 1, 2, 3\); got \(1, 1, 1, 4\)"):
+            cache.update(new, torch.zeros(1, 1, 1, 4))
+    cache.update(new, torch.zeros(1, 1, 1, 3))
+    assert cache.omitted.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("top_k", [100, 116, 128, 200])
+def test_with_room_for_all_it_is_full_attention(top_k):
+    q, k, v = torch.randn(3, 1, 2, 100, 4, generator=torch.Generator().manual_seed(0))
+    full = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(bounded_attention(q, k, v, top_k=top_k), full)
+    last = bounded_attention(q[:, :, -1:], k, v, top_k=100, sinks=1, recent=5)
+    torch.testing.assert_close(last, full[:, :, -1:])
+
+
+def test_no_tokens_attend_to_nothing():
+    none = torch.zeros(1, 1, 0, 4)
+    assert bounded_attention(none, none, none, top_k=9, sinks=1, recent=3).shape == (1, 1, 0, 4)

@@ -246,6 +246,26 @@ def test_chunks_of_a_prompt(llama):
     assert cache.layers[1].keys.shape == (2, 2, 40, 16)
 
 
+def test_beams_of_padded_prompts(llama):
+    ids, mask = tokens(), torch.ones_like(tokens())
+    mask[0, :15] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 5, "num_beams": 3, "do_sample": False}
+    cache = LevCache(LONG + 5, attention_mask=mask)
+    assert torch.equal(llama.generate(ids, **options, past_key_values=cache), llama.generate(ids, **options))
+
+
+def test_a_cache_that_is_reset_forgets_the_padding_too():
+    mask = torch.ones(1, 20)
+    mask[0, :15] = 0
+    keys = torch.randn(1, 1, 20, 4, generator=torch.Generator().manual_seed(0))
+    cache, fresh = LevCache(8, sinks=2, recent=2, attention_mask=mask), LevCache(8, sinks=2, recent=2)
+    cache.update(keys, keys, 0)
+    cache.reset()
+    for each in (cache, fresh):
+        each.update(keys, keys, 0)
+    assert torch.equal(cache.layers[0].held.positions, fresh.layers[0].held.positions)
+
+
 def test_beams_and_what_cannot_be_undone(llama):
     inputs = {"input_ids": tokens(), "max_new_tokens": 6, "num_beams": 3, "do_sample": False}
     found = llama.generate(**inputs, past_key_values=LevCache(LONG + 6))

@@ -1,5 +1,6 @@
 """The layer in the place of nn.MultiheadAttention."""
 
+import copy
 import math
 import pickle
 import subprocess
@@ -186,3 +187,14 @@ def test_without_torch_the_extra_is_named():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: lev.torch needs torch: pip install 'lev-attention[torch]'" in done.stderr
+
+
+@pytest.mark.parametrize("recompute", [1, 2])
+def test_what_is_causal_does_not_look_ahead_in_training_either(recompute):
+    torch.manual_seed(0)
+    layer = lt.LevAttention(16, 2, top_k=5, recompute=recompute)
+    x = torch.randn(2, 40, 16)
+    later = x.clone()
+    later[:, -1] *= 100
+    one, other = (copy.deepcopy(layer)(rows, rows, rows, is_causal=True)[0][:, :-1] for rows in (x, later))
+    torch.testing.assert_close(one, other)

@@ -394,3 +394,30 @@ def test_no_keys_and_no_heads():
     assert lt.universal_keys(torch.ones(2, 3, 0, 4), epsilon=0.5).indices.shape == (2, 3, 0)
     assert lt.universal_keys(torch.ones(0, 3, 5, 4), epsilon=0.5).indices.shape == (0, 3, 0)
     assert lt.universal_keys(torch.ones(0, 3, 5, 4), top_k=2).indices.shape == (0, 3, 2)
+
+
+def test_scores_in_prefixes_leave_nothing_out_for_powers_far_from_2():
+    key = torch.ones(1, 1000, 1).double()
+    key[:, -1] = 1.01
+    assert lt.OnlineLeverage(1024.0).scores(key)[0, -1] == 1  # 0.96 by its definition
+    key = torch.stack([torch.ones(20), torch.linspace(-1, 1, 20)], -1).double()[None]
+    key[:, -1] *= 1e-200
+    p = 2.0**-10
+    sizes = key[0, :, 0].abs() ** p  # the weights that the query (1, 0) gives
+    score = lt.OnlineLeverage(p).scores(key)
+    assert (score[0, -1] >= sizes[-1] / sizes.sum()).item()
+    assert 19 in lt.universal_keys(key, epsilon=0.01, p=p, selector=lt.OnlineLeverage(p)).indices
+    key[:, 3] = 0
+    assert lt.OnlineLeverage(p).scores(key)[0, 3] == 0
+
+
+@pytest.mark.parametrize("p", [200.0, 0.02])
+def test_scores_in_prefixes_are_numbers(p):
+    scores = lt.OnlineLeverage(p).scores(randn(2, 1500, 2, dtype=torch.float64))
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_no_keys_have_no_scores():
+    for shape in ((0, 30, 4), (2, 0, 4)):
+        found = lt.universal_keys(torch.zeros(shape), epsilon=0.1, p=3)
+        assert found.indices.shape == (shape[0], 0)

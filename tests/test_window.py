@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from fractions import Fraction
 
 import naive
 import numpy as np
@@ -243,3 +244,20 @@ def test_rows_without_times_cannot_be_followed_by_rows_with_times():
     sketch = lev.SlidingWindowSketch(3, 0.1, 5).update(KEYS)
     with pytest.raises(ValueError, match="times must come with no update"):
         sketch.update(KEYS, times=np.arange(9))
+
+
+def test_times_are_compared_by_their_exact_difference():
+    sketch = lev.SlidingWindowSketch(1, 0.5, 1.0).update([[1.0]], times=[1e-17]).update([[1.0]], times=[1.0])
+    assert sketch.universal_set().indices.tolist() == [0, 1]
+    for first in range(1, 200):
+        for width in range(1, 60, 7):
+            before, now, span = first / 10, (first + width) / 10, width / 10
+            found = lev.SlidingWindowSketch(1, 0.5, span).update([[1.0], [1.0]], times=[before, now]).universal_set()
+            inside = Fraction(now) - Fraction(before) < Fraction(span)
+            assert found.indices.tolist() == ([0, 1] if inside else [1]), (before, now)
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_at_the_ends_of_float64():
+    sketch = lev.SlidingWindowSketch(1, 0.5, 1.0).update([[1.0], [1.0]], times=[-1.7e308, 1.7e308])
+    assert sketch.universal_set().indices.tolist() == [1]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lev import bounds
 from lev.checks import check_power
-from lev.torch.powers import check_shapes, power_attention, power_roots
+from lev.torch.powers import check_shapes, power_attention, power_sums, scaled
 from lev.torch.select import UniversalKeys, check_broadcast, check_size, resolve, universal_keys
 from lev.torch.selectors import Selector
 
@@ -46,13 +48,14 @@ def lev_attention(
     ``f="softmax"``: softmax over the chosen keys, a heuristic; over all keys if n <= ``top_k``, or if n or 3 l is at
     most ``crossover``, where that is faster.
     ``f=p``: the sum of |<q,k>|^p / Z v over the chosen keys, Z exact over *all* keys that the query may use, so what
-    is left out is not shared among the rest; ``attn_mask`` is then bool, and ``scale`` cancels.
+    is left out is not shared among the rest; ``attn_mask`` is then bool, and ``scale`` cancels.  In float64.
 
     Guarantee for f=p with ``epsilon``: a key to which a query gives epsilon or more is used, if the mask is the same
-    for all queries.  Causal: query i uses the members j <= i of the union over time, {j : score of j among the keys
-    up to it >= epsilon}, and ``top_k`` ranks those scores; selectors other than the leverages see later keys too.
+    for all queries of the key's head.  Causal: query i uses the members j <= i of the union over time,
+    {j : score of j among the keys up to it >= epsilon}, and ``top_k`` ranks those scores; selectors other than the
+    leverages see later keys too.
     Cost: O(n d^2 + l m (d + c)) a head for m chosen keys; Z for p != 2, or for masks that differ between queries,
-    O(l n d) time and linear memory.  Raises TypeError and ValueError for bad input, NotConverged for p != 2.
+    O(l n d) time and linear memory.  Raises TypeError and ValueError for bad input.
     Theory: 01, universal sets; 13.4, causal attention.
 
     >>> import torch
@@ -96,10 +99,13 @@ def _powers(
     p: float,
     dropout_p: float,
 ) -> Tensor:
-    mask = _mask_at(chosen, attn_mask, is_causal, query, key)
+    mask, usable = _mask_at(chosen, attn_mask, is_causal, query, key), _usable(query, key, attn_mask, is_causal)
+    margin = bounds.margin(np.dtype(np.float64 if key.dtype == torch.float64 else np.float32))
+    key = key if usable is None else key.masked_fill(~usable[..., None], 0)  # whatever stands there
+    query, key = scaled(query, (-1,)), scaled(key, (-2, -1))  # the size of neither matters, and squares stay in range
     keys, values = (_spread(rows, query) for rows in _gathered(chosen, key, value))
-    roots = power_roots(query, _spread(key, query), p, attn_mask, is_causal)
-    return power_attention(query, keys, values, roots, p, mask, dropout_p)
+    sums = power_sums(query, _spread(key, query), p, attn_mask, is_causal, margin)
+    return power_attention(query, keys, values, sums, p, mask, dropout_p)
 
 
 def _gathered(chosen: UniversalKeys | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,18 +125,22 @@ def _choose(
     epsilon, top_k = size
     if epsilon is not None and is_causal and not selector.online:
         raise ValueError(f"epsilon with is_causal needs a selector that scores keys in their prefix; got {selector!r}")
-    grouped = _groups(key, query) > 1
+    usable, power = _usable(query, key, attn_mask, is_causal), p or selector.power or 2.0
+    pooled = query.unflatten(-3, (key.shape[-3], -1)).flatten(-3, -2) if _groups(key, query) > 1 else query
+    return universal_keys(key, epsilon=epsilon, top_k=top_k, p=power, selector=selector, query=pooled, mask=usable)
+
+
+def _usable(query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """Return which keys some query may use, broadcastable to (..., key heads, n), or None for all."""
     usable = None
     if attn_mask is not None:
         allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -math.inf
         usable = allowed.any(-2).expand(*query.shape[:-2], key.shape[-2])
-        usable = usable.unflatten(-2, (key.shape[-3], -1)).any(-2) if grouped else usable
+        usable = usable.unflatten(-2, (key.shape[-3], -1)).any(-2) if _groups(key, query) > 1 else usable
     if is_causal and query.shape[-2] < key.shape[-2]:
         seen = torch.arange(key.shape[-2], device=key.device) < query.shape[-2]
         usable = seen if usable is None else usable & seen
-    pooled = query.unflatten(-3, (key.shape[-3], -1)).flatten(-3, -2) if grouped else query
-    power = p or selector.power or 2.0
-    return universal_keys(key, epsilon=epsilon, top_k=top_k, p=power, selector=selector, query=pooled, mask=usable)
+    return usable
 
 
 def _mask_at(

@@ -74,23 +74,32 @@ class BoundedCache:
 
     @property
     def keys(self) -> Tensor:
-        """The keys held, (batch, heads, m, d), m <= budget, in the order they came."""
-        return self._tokens["keys"]
+        """The keys held, (batch, heads, m, d), m <= budget, in the order they came.
+
+        Like all that is known of tokens, it raises ValueError as long as none came.
+        """
+        return self._known(self._tokens, "keys")
 
     @property
     def values(self) -> Tensor:
         """The values held, (batch, heads, m, c)."""
-        return self._tokens["values"]
+        return self._known(self._tokens, "values")
 
     @property
     def positions(self) -> Tensor:
         """The places of the tokens held among all seen, padding included: int64 (batch, heads, m), ascending."""
-        return self._tokens["positions"]
+        return self._known(self._tokens, "positions")
 
     @property
     def omitted(self) -> Tensor:
         """The highest score a token had when it was dropped, float64 (batch, heads); -inf if none was."""
-        return self._totals["omitted"]
+        return self._known(self._totals, "omitted")
+
+    @staticmethod
+    def _known(parts: dict[str, Tensor], name: str) -> Tensor:
+        if name not in parts:
+            raise ValueError(f"{name} are those of tokens that came; none did")
+        return parts[name]
 
     def __len__(self) -> int:
         """Return the number of tokens held for each head."""
@@ -108,9 +117,10 @@ class BoundedCache:
         real = (
             torch.ones_like(keys[..., 0], dtype=torch.bool) if mask is None else mask[:, None].expand(keys.shape[:-1])
         )
-        every = self._extended(keys, values, real)
-        self.seen += keys.shape[-2]
-        self._tokens = self._within_budget(every) if every["keys"].shape[-2] > self.budget else every
+        ages, totals = self._counted(keys, real)
+        every = self._extended(keys, values, ages, totals)
+        held = self._within_budget(every, totals) if every["keys"].shape[-2] > self.budget else every
+        self.seen, self._tokens, self._totals = self.seen + keys.shape[-2], held, totals
         return Visible(every["keys"], every["values"], every["positions"])
 
     def over_batch(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -124,49 +134,48 @@ class BoundedCache:
                 "keys and values must have shapes (batch, heads, l, d) and (batch, heads, l, c); "
                 f"got {tuple(keys.shape)} and {tuple(values.shape)}"
             )
-        if self._tokens and (keys.shape[:2], keys.shape[3]) != (self.keys.shape[:2], self.keys.shape[3]):
-            raise ValueError(f"keys must fit those held, {tuple(self.keys.shape)}; got {tuple(keys.shape)}")
+        for name, new in (("keys", keys), ("values", values)):
+            held = self._tokens.get(name, new)
+            if (new.shape[:2], new.shape[3]) != (held.shape[:2], held.shape[3]):
+                raise ValueError(f"{name} must fit those held, {tuple(held.shape)}; got {tuple(new.shape)}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (keys.shape[0], keys.shape[2])):
             expected = (keys.shape[0], keys.shape[2])
             raise ValueError(f"mask must be bool of shape {expected}; got {mask.dtype} {tuple(mask.shape)}")
 
     @torch.no_grad()
-    def _count(self, keys: Tensor, real: Tensor) -> Tensor:
-        """Add the new tokens to the totals; return their ages, from 0 for the first real one, -1 for padding."""
+    def _counted(self, keys: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the ages of the new tokens, from 0 for the first real one, -1 for padding, and totals with them."""
+        none = torch.full(keys.shape[:2], -math.inf, dtype=torch.float64, device=keys.device)
+        before = self._totals or {"omitted": none, "real": real.new_zeros(keys.shape[:2], dtype=torch.int64)}
         summary = self.selector.summary(keys.masked_fill(~real[..., None], 0), mask=real)
-        if not self._totals:
-            none = torch.full(keys.shape[:2], -math.inf, dtype=torch.float64, device=keys.device)
-            self._totals = {"omitted": none, "real": real.new_zeros(keys.shape[:2], dtype=torch.int64)}
-        else:
-            summary = summary + self._totals["summary"]
-        ages = (real.cumsum(-1) + self._totals["real"][..., None] - 1).masked_fill(~real, -1)
-        self._totals |= {"summary": summary, "real": self._totals["real"] + real.sum(-1)}
-        return ages
+        ages = (real.cumsum(-1) + before["real"][..., None] - 1).masked_fill(~real, -1)
+        summary = summary + before["summary"] if self._totals else summary
+        return ages, before | {"summary": summary, "real": before["real"] + real.sum(-1)}
 
-    def _extended(self, keys: Tensor, values: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def _extended(self, keys: Tensor, values: Tensor, ages: Tensor, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return all that is known of the tokens held and the new ones."""
-        ages = self._count(keys, real)
         places = torch.arange(self.seen, self.seen + keys.shape[-2], device=keys.device).expand_as(ages)
         every = {"keys": keys, "values": values, "positions": places, "ages": ages}
         if self._tokens:
             every = {name: torch.cat([self._tokens[name], part], 2) for name, part in every.items()}
-        return every | {"scores": self._scores(every["keys"], keys).masked_fill(every["ages"] < 0, -math.inf)}
+        scores = self._scores(every["keys"], keys, totals["summary"])
+        return every | {"scores": scores.masked_fill(every["ages"] < 0, -math.inf)}
 
     @torch.no_grad()
-    def _scores(self, every: Tensor, new: Tensor) -> Tensor:
-        summary = self._totals["summary"]
+    def _scores(self, every: Tensor, new: Tensor, summary: Tensor) -> Tensor:
         if summary.dim():
             return self.selector.rank(every, summary)
         fresh = self.selector.rank(new, summary, self.seen)  # without a summary no score ever changes
         return torch.cat([self._tokens["scores"], fresh], -1) if self._tokens else fresh
 
-    def _within_budget(self, every: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _within_budget(self, every: dict[str, Tensor], totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tokens that stay; the totals learn of the others."""
         ages, scores = every["ages"], every["scores"]
-        safe = (ages < self.sinks) | (ages >= self._totals["real"][..., None] - self.recent)
+        safe = (ages < self.sinks) | (ages >= totals["real"][..., None] - self.recent)
         order = scores.masked_fill(safe & (ages >= 0), math.inf).sort(dim=-1, descending=True, stable=True).indices
         kept = order[..., : self.budget].sort(dim=-1).values
         dropped = scores.gather(-1, order[..., self.budget :]).amax(-1)
-        self._totals["omitted"] = torch.maximum(self._totals["omitted"], dropped)
+        totals["omitted"] = torch.maximum(totals["omitted"], dropped)
         return {name: _take(part, kept) for name, part in every.items()}
 
 
@@ -208,11 +217,12 @@ def bounded_attention(
     if check_integer("sinks", sinks, 0) + check_integer("recent", recent, 1) > check_integer("top_k", top_k, 2):
         raise ValueError(f"top_k must hold {sinks} sinks and {recent} recent tokens; got {top_k}")
     past, step = key.shape[-2] - query.shape[-2], max(1, recent // 2)
-    cache = BoundedCache(top_k - step, sinks=sinks, recent=recent - step, selector=selector)
+    budget = top_k - step if key.shape[-2] > top_k else top_k
+    cache = BoundedCache(budget, sinks=sinks, recent=recent - step, selector=selector)
     mask = None if attn_mask is None else attn_mask.expand(len(key), 1, query.shape[-2], key.shape[-2])
     real = None if mask is None else mask.any(-2)[:, 0]
     starts = [0] * (past > 0) + list(range(past, key.shape[-2], step))
-    parts = []
+    parts = [query.new_zeros(*query.shape[:2], 0, value.shape[-1])]
     for first, last in itertools.pairwise([*starts, key.shape[-2]]):
         block = slice(first, last)
         visible = cache.update(key[:, :, block], value[:, :, block], None if real is None else real[:, block])

@@ -147,8 +147,8 @@ class LevCache(Cache):
     prompt is attended to in full unless it comes in chunks.
 
     ``attention_mask`` (batch, n): that of the prompts, needed where they are padded (on the left, as generation
-    wants it), so that padding is dropped first.  Beam search and repeated or chosen batches work; what needs dropped
-    tokens back, such as assisted decoding, raises NotImplementedError.
+    wants it), so that padding is dropped first; ``reset`` forgets it with the prompts.  Beam search and repeated or
+    chosen batches work; what needs dropped tokens back, such as assisted decoding, raises NotImplementedError.
     Raises TypeError and ValueError for bad arguments.
 
     >>> LevCache(512, recent=128).get_seq_length()
@@ -189,6 +189,8 @@ class _BoundedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.lazy_initialization(key_states)
+        if self.mask is not None and len(key_states) % len(self.mask) == 0:  # beams, which the mask knows nothing of
+            self.mask = self.mask.repeat_interleave(len(key_states) // len(self.mask), 0)
         visible = self.held.update(key_states, value_states, self._real(key_states.shape[-2]))
         self._show()
         return visible.keys, visible.values
@@ -213,6 +215,7 @@ class _BoundedLayer(DynamicLayer):
 
     def reset(self) -> None:
         self.held.reset()
+        self.mask = None  # that of the prompts that are forgotten
         self.keys = self.values = None  # type: ignore[assignment]
         self.is_initialized = False
 

@@ -159,10 +159,9 @@ def _twice_whitened(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sensitivity_bounds(rows: Tensor, p: float, tolerance: float = 1.0) -> Tensor:
-    """Return the upper ends of :func:`lev.sensitivities`, (..., n): each head by itself, on the CPU, for any p.
-
-    Raises NotConverged as that does.
-    """
+    """Return the upper ends of :func:`lev.sensitivities`, (..., n): each head by itself, on the CPU, for any p."""
+    if not rows.numel():
+        return rows.new_zeros(rows.shape[:-1], dtype=torch.float64)
     heads = rows.flatten(0, -3).cpu() if rows.dim() > 2 else rows[None].cpu()
     upper = backend.run(lambda head: lev.sensitivities(head, p, tolerance=tolerance)[1], heads)
     return torch.stack(upper).reshape(rows.shape[:-1]).to(rows.device)
@@ -209,6 +208,10 @@ def _frobenius(matrix: Tensor) -> Tensor:
 
 
 def _root_scale(values: Tensor) -> Tensor:
-    """Return exact powers of two near 1 / sqrt(values), put together from their bits."""
-    exponent = torch.frexp(values).exponent.to(torch.int64).div(2, rounding_mode="floor")
-    return ((1023 - exponent) << 52).view(torch.float64)
+    """Return exact powers of two near 1 / sqrt(values)."""
+    return power_of_two(-torch.frexp(values).exponent.div(2, rounding_mode="floor"))
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """Return 2^exponent, put together from its bits, for integers clamped to [-1000, 1000]."""
+    return ((1023 + exponent.to(torch.int64).clamp(-1000, 1000)) << 52).view(torch.float64)

@@ -69,7 +69,7 @@ class LevAttention(nn.MultiheadAttention):
                 f"recompute must be 1 with epsilon, for scores of other keys prove nothing; got {recompute}"
             )
         power = 2.0 if isinstance(f, str) else check_power(f)
-        self._held = Held(resolve(selector, power), self.recompute)
+        self._held = {causal: Held(resolve(selector, power, causal), self.recompute) for causal in (False, True)}
 
     def extra_repr(self) -> str:
         """Return what was asked for, for ``print``."""
@@ -109,7 +109,7 @@ class LevAttention(nn.MultiheadAttention):
             *heads,
             **size,
             f=self.f,
-            selector=self._held if held else self.selector,
+            selector=self._held[bool(is_causal)] if held else self.selector,
             attn_mask=self._mask(None if is_causal else attn_mask, key_padding_mask, query),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,

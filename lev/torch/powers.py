@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, pad
 from torch.utils.checkpoint import checkpoint
 
+from lev import bounds
+from lev.torch.leverage import power_of_two
+
 _CHUNK = 256  # queries of one step
 
 
 def power_attention(
-    query: Tensor, key: Tensor, value: Tensor, roots: Tensor, p: float, mask: Tensor | None, dropout_p: float
+    query: Tensor, key: Tensor, value: Tensor, sums: Sums, p: float, mask: Tensor | None, dropout_p: float
 ) -> Tensor:
-    """Return sum_j |<q,k_j> / root|^p v_j over the keys that the mask allows; roots are (..., l, 1)."""
-    wide = torch.promote_types(query.dtype, torch.float32)  # powers of narrow numbers overflow
-    shares = (query.to(wide) @ key.to(wide).mT).abs() / roots.to(wide)
+    """Return sum_j |<q,k_j>|^p v_j / Z over the keys that the mask allows, for float64 queries and keys."""
+    shares = (query @ key.mT).abs() / sums.unit
     if mask is not None:
         shares = shares.masked_fill(~mask, 0)
-    weights = dropout(shares.pow(p), dropout_p, dropout_p > 0)
-    return (weights @ value.to(wide)).to(value.dtype)
+    weights = dropout(shares.pow(p) / sums.total, dropout_p, dropout_p > 0)
+    return (weights @ value.double()).to(value.dtype)
 
 
-def power_roots(query: Tensor, key: Tensor, p: float, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return Z^{1/p} for Z = sum_j |<q,k_j>|^p over all keys that a query may use, float64 (..., l, 1); 1 for 0.
+class Sums(NamedTuple):
+    """The normalisers of queries, Z = total unit^p, of which neither leaves the range of float64: (..., l, 1) each."""
+
+    unit: Tensor
+    total: Tensor
+
+
+def power_sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, is_causal: bool, margin: float) -> Sums:
+    """Return Z = sum_j |<q,k_j>|^p over all keys that a query may use, or 1 for 0.  Queries and keys are float64.
 
     ``mask`` is bool, broadcastable to (..., l, n).  For p = 2 and a mask that is the same for every query Z is
-    q^T G q, prefix by prefix if causal: O(d^2) a query.  Otherwise all keys are gone through, some queries at a
-    time: exact too, O(n d) a query, and memory linear in n, also backwards.
+    q^T G q, prefix by prefix if causal: O(d^2) a query.  Otherwise, or where rounding may take more than ``margin`` of
+    that, all keys are gone through, some queries at a time: O(n d) a query, and memory linear in n, also backwards.
     """
-    query, key = query.double(), key.double()
+    one = torch.ones_like(query[..., :1])
+    if key.shape[-2] == 0:
+        return Sums(one, one)
     if p == 2 and (mask is None or mask.shape[-2] == 1):
-        if mask is not None:
-            key = key.masked_fill(~mask.mT, 0)
-        total = _square_sums(query, key, is_causal)
-        return torch.where(total > 0, total, 1).sqrt()
+        total, error = _square_sums(query, key if mask is None else key.masked_fill(~mask.mT, 0), is_causal)
+        if bool((error <= margin * total).all()):
+            return Sums(torch.where(total > 0, total, 1).sqrt(), one)
     parts = []
     for i, part in enumerate(query.split(_CHUNK, -2)):
         seen = mask if mask is None or mask.shape[-2] == 1 else mask.split(_CHUNK, -2)[i]
-        parts.append(checkpoint(_root_sums, part, key, p, seen, i * _CHUNK if is_causal else None, use_reentrant=False))
-    return torch.cat(parts, -2)
+        parts.append(checkpoint(_sums, part, key, p, seen, i * _CHUNK if is_causal else None, use_reentrant=False))
+    return Sums(*(torch.cat(each, -2) for each in zip(*parts, strict=True)))
 
 
-def _root_sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, first: int | None) -> Tensor:
+def _sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, first: int | None) -> Sums:
     size = (query @ key.mT).abs()
     if mask is not None:
         size = size.masked_fill(~mask, 0)
@@ -51,19 +63,32 @@ def _root_sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, first:
     largest = size.detach().amax(-1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1)
     total = (size / largest).pow(p).sum(-1, keepdim=True)
-    return largest * torch.where(total > 0, total, 1).pow(1 / p)
+    return Sums(largest, torch.where(total > 0, total, 1))
 
 
-def _square_sums(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
+def _square_sums(query: Tensor, key: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """Return sum_j <q,k_j>^2 by second moments, and what rounding may have made of it: n u |q|^2 ||K||^2."""
+    roundings = bounds.dot_error(key.shape[-2] + 3 * key.shape[-1])
+    blur = (
+        roundings * query.detach().square().sum(-1, keepdim=True) * key.detach().square().sum((-2, -1))[..., None, None]
+    )
     if not is_causal:
-        return ((query @ (key.mT @ key)) * query).sum(-1, keepdim=True)
+        return ((query @ (key.mT @ key)) * query).sum(-1, keepdim=True), blur
     key = pad(key, (0, 0, 0, query.shape[-2] - key.shape[-2]))  # zeros weigh nothing
     before, parts = torch.zeros_like(key[..., :1, :].mT @ key[..., :1, :]), []
     for part, block in zip(query.split(_CHUNK, -2), key.split(_CHUNK, -2), strict=True):
         near = (part @ block.mT).square().tril().sum(-1, keepdim=True)
         parts.append(near + ((part @ before) * part).sum(-1, keepdim=True))
         before = before + block.mT @ block
-    return torch.cat(parts, -2)
+    return torch.cat(parts, -2), blur
+
+
+def scaled(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the rows as float64, times powers of two that bring the largest number along ``dims`` near 1."""
+    if not rows.numel():
+        return rows.double()
+    largest = rows.detach().double().abs().amax(dims, keepdim=True)
+    return rows.double() * power_of_two(-torch.frexp(largest).exponent)
 
 
 def square_attention(
@@ -74,9 +99,9 @@ def square_attention(
     Shapes are those of ``torch.nn.functional.scaled_dot_product_attention``.  A key of zeros has no weight, which
     is how to leave out padding; where all weights are zero the output is zero.  Both sums come from second
     moments of the keys, so this less ``lev_attention(..., f=2)`` is what the keys outside the universal set add.
-    Guarantee: exact up to float64 rounding.  Cost: O(d^2 c / 2) a token for values of c columns; memory d^2 c / 2
-    numbers a head, and one chunk.  Raises ValueError for shapes that do not match.
-    Theory: 01, universal sets.
+    Guarantee: exact up to float64 rounding, relative to |q|^2 sum_j |k_j|^2 |v_j|.
+    Cost: O(d^2 c / 2) a token for values of c columns; memory d^2 c / 2 numbers a head, and one chunk.
+    Raises ValueError for shapes that do not match.  Theory: 01, universal sets.
 
     >>> import torch
     >>> q, k, v = torch.ones(1, 2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [6.0]])
@@ -98,8 +123,8 @@ def _moments(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return sum_j <q,k_j>^2 v_j of every query."""
     moments = key.new_zeros(())
     for block, values in zip(key.split(_CHUNK, -2), value.split(_CHUNK, -2), strict=True):
-        moments = moments + _squares(block).mT @ values
-    return torch.cat([_squares(part) @ moments for part in query.split(_CHUNK, -2)], -2)
+        moments = moments + _moment(block, values)
+    return torch.cat([_products(part) @ moments for part in query.split(_CHUNK, -2)], -2)
 
 
 def _prefix_moments(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -107,16 +132,22 @@ def _prefix_moments(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key, value = (pad(rows, (0, 0, 0, query.shape[-2] - rows.shape[-2])) for rows in (key, value))
     moments, parts = None, []
     for part, block, values in zip(*(rows.split(_CHUNK, -2) for rows in (query, key, value)), strict=True):
-        near, own = (part @ block.mT).square().tril() @ values, _squares(block).mT @ values
-        parts.append(near if moments is None else near + _squares(part) @ moments)
+        near, own = (part @ block.mT).square().tril() @ values, _moment(block, values)
+        parts.append(near if moments is None else near + _products(part) @ moments)
         moments = own if moments is None else moments + own
     return torch.cat(parts, -2)
 
 
-def _squares(rows: Tensor) -> Tensor:
-    """Return the d (d + 1) / 2 products x_i x_j of every row, weighed so that <S(x), S(y)> = <x, y>^2."""
+def _products(rows: Tensor) -> Tensor:
+    """Return the d (d + 1) / 2 products x_i x_j, i <= j, of every row."""
     i, j = torch.triu_indices(rows.shape[-1], rows.shape[-1], device=rows.device)
-    return rows[..., i] * rows[..., j] * torch.where(i == j, 1.0, 2**0.5).to(rows.dtype)
+    return rows[..., i] * rows[..., j]
+
+
+def _moment(key: Tensor, value: Tensor) -> Tensor:
+    """Return M with S(q) M = sum_j <q,k_j>^2 v_j, S(q) being the products of q: those of i < j count twice."""
+    i, j = torch.triu_indices(key.shape[-1], key.shape[-1], device=key.device)
+    return (2 - (i == j).to(key.dtype))[:, None] * (_products(key).mT @ value)
 
 
 def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:

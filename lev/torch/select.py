@@ -73,13 +73,14 @@ def universal_keys(
     :meth:`UniversalKeys.gather` has.
 
     Guarantee, for ``selector="leverage"``: whatever the query, every key with weight
-    |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon is in the set, rounding included, and the scores are proved upper bounds;
-    with ``top_k`` no key outside can receive more than the lowest score inside.  ``epsilon`` needs a selector with
-    such a proof; the others are heuristics, as all of them are for softmax.  Ties: the lower index first.
+    |<q,k>|^p / sum_l |<q,k_l>|^p >= epsilon is in the set, and the scores are proved upper bounds, rounding included,
+    but directions below :func:`lev.bounds.resolution` count as null; with ``top_k`` no key outside can receive more
+    than the lowest score inside.  ``epsilon`` needs a selector with such a proof; the others are heuristics, as all of
+    them are for softmax.  Ties of scores as computed: the lower index first.
     Cost: O(n d^2) a head, all heads together, in float64; heads that are too ill-conditioned (such as n < d) and
     p != 2 go one by one through :func:`lev.sensitivities` on the CPU.
-    Raises TypeError and ValueError for bad input, and for p != 2 NotConverged.  Theory: 01, universal sets;
-    05, certificates; 13.1, checked factors.
+    Raises TypeError and ValueError for bad input.
+    Theory: 01, universal sets; 05, certificates; 13.1, checked factors.
 
     >>> import torch
     >>> found = universal_keys(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None, None, [0, 1, 2, 2]], epsilon=0.9)

@@ -111,7 +111,7 @@ class Sensitivity(Heuristic):
     tolerance: float = 1.0
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return proved upper bounds.  Raises NotConverged."""
+        """Return proved upper bounds."""
         rows = affine(key, mask) if self.intercept else key.double()
         return sensitivity_bounds(rows, self.power, self.tolerance)
 
@@ -132,9 +132,12 @@ class OnlineLeverage(Heuristic):
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return proved upper bounds."""
-        upper = online_bounds(affine(key, mask) if self.intercept else key.double())
-        if self.power == 2:
+        rows = affine(key, mask) if self.intercept else key.double()
+        upper, p = online_bounds(rows), self.power
+        if p == 2:
             return upper
         count = torch.arange(1, key.shape[-2] + 1, device=key.device, dtype=torch.float64)
-        grown = count ** max(0.0, self.power / 2 - 1) * upper ** (self.power / 2)
-        return (grown * (1 + bounds.dot_error(64))).clamp(max=1)
+        # by logarithms, for the factors may leave the range of float64
+        spread, high = max(0.0, p / 2 - 1) * count.log(), p / 2 * upper.clamp(min=bounds.SMALLEST_ODDS).log()
+        slack = bounds.power_error(p) * (1 + spread + high.abs())
+        return (spread + high + slack).exp().clamp(max=1).masked_fill((rows == 0).all(-1), 0)
