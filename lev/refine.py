@@ -63,7 +63,7 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
 
 _QUIET = np.errstate(
     divide="ignore", over="ignore", invalid="ignore"
-)  # what leaves float64 proves nothing, and does no harm
+)  # what leaves float64 proves nothing
 
 
 @_QUIET
