@@ -61,9 +61,7 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
         state = moved
 
 
-_QUIET = np.errstate(
-    divide="ignore", over="ignore", invalid="ignore"
-)  # what leaves float64 proves nothing
+_QUIET = np.errstate(divide="ignore", over="ignore", invalid="ignore")  # what leaves float64 proves nothing
 
 
 @_QUIET
