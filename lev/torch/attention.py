@@ -55,8 +55,7 @@ def lev_attention(
     {j : score of j among the keys up to it >= epsilon}, and ``top_k`` ranks those scores; selectors other than the
     leverages see later keys too.
     Cost: O(n d^2 + l m (d + c)) a head for m chosen keys; Z for p != 2, or for masks that differ between queries,
-    O(l n d) time and linear memory.  Raises TypeError and ValueError for bad input.
-    Theory: 01, universal sets; 13.4, causal attention.
+    O(l n d) time and linear memory.  Raises TypeError, ValueError.  Theory: 01, universal sets; 13.4, causal attention.
 
     >>> import torch
     >>> lev_attention(*torch.randn(3, 2, 4, 100, 8), top_k=16).shape
