@@ -407,15 +407,16 @@ def test_the_normaliser_keeps_its_digits_where_second_moments_lose_them(smallest
     torch.testing.assert_close(out[7:], torch.ones_like(out[7:]), rtol=2.0**-20, atol=0)
 
 
-def test_what_padding_holds_has_no_say_in_the_scale():
+@pytest.mark.parametrize("f", [2, 3])
+def test_what_padding_holds_has_no_say_in_the_scale(f):
     q, k, v = qkv(1, 1, 5, 6, batch=1, dtype=torch.float64)
     mask = torch.ones(6, dtype=torch.bool)
     mask[2] = False
-    expected = lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask)
+    expected = lev_attention(q, k, v, f=f, top_k=6, attn_mask=mask)
     k[..., 2, :] = 1e300
-    torch.testing.assert_close(lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask), expected)
+    torch.testing.assert_close(lev_attention(q, k, v, f=f, top_k=6, attn_mask=mask), expected)
     k[..., 2, :] = math.nan
-    torch.testing.assert_close(lev_attention(q, k, v, f=3, top_k=6, attn_mask=mask), expected)
+    torch.testing.assert_close(lev_attention(q, k, v, f=f, top_k=6, attn_mask=mask), expected)
 
 
 def test_square_attention_is_exact_to_float64():
