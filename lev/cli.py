@@ -74,7 +74,7 @@ def scan(
     as_json: AsJson = False,
 ) -> None:
     """Read keys once and find all that any query can ever give a weight of epsilon."""
-    _check_output(output)
+    _check_output(output, *keys)
     if len(keys) > 1 and (rows is not None or keys.count("-") > 1):
         raise ValueError(f"KEYS must be one file with --rows, and - may stand once; got {' '.join(keys)}")
     span = _span(rows)
@@ -122,7 +122,7 @@ def show(
     """Show the universal set that a sketch holds."""
     held = _load(sketch)
     members = held.universal_set(epsilon)
-    report.sketch(held, members if top is None else members.top(top), listed=top, as_json=as_json)
+    report.sketch(held, members, top=top, as_json=as_json)
 
 
 @app.command()
@@ -134,16 +134,20 @@ def heavy(
     head: Head = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every entry (query, key) that reaches epsilon, with its exact weight over all keys of the stream."""
+    """List every entry (query, key) that reaches epsilon, with its weight over all keys of the stream.
+
+    It is exact for p = 2; for other p it is known between two proved ends, and what may reach epsilon is listed.
+    """
     held = _load(sketch)
     epsilon = held.universal_set(epsilon).epsilon
     reader = open_rows(queries, tensor=tensor, head=head, dim=held.dim if queries == "-" else None)
-    found, place = [np.zeros((3, 0))], reader.first
+    found, place = [np.zeros((4, 0))], reader.first
     with report.progress([reader]) as advance:
         for block in reader:
             backend.check_finite(reader.source, block, place)
-            hits = held.heavy_hitters(block, epsilon).tocoo()
-            found.append(np.array([hits.coords[0] + place, hits.coords[1], hits.data]))
+            hits = held.heavy_hitters(block, epsilon)
+            query, key = hits.tocoo().coords
+            found.append(np.array([query + place, key, getattr(hits, "lower", hits).data, hits.data]))
             place += len(block)
             advance(len(block))
     report.entries(np.concatenate(found, axis=1), place - reader.first, epsilon, as_json=as_json)
@@ -160,7 +164,7 @@ def plot(
     """Draw the universal set that a sketch holds: scores, sizes, places and, with queries, heavy entries."""
     from lev.plot import plot as draw
 
-    _check_output(output)
+    _check_output(output, sketch, queries)
     held = _load(sketch)
     asked = None if queries is None else list(open_rows(queries, tensor=tensor, head=head))
     draw(held, output, None if asked is None else np.concatenate(asked) if asked else np.zeros((0, held.dim)))
@@ -192,8 +196,12 @@ def _span(rows: str | None) -> tuple[int, int | None]:
     return int(first or 0), int(end) if end else None
 
 
-def _check_output(path: Path | None) -> None:
-    """Refuse before the work what could not be written after it."""
+def _check_output(path: Path | None, *sources: str | Path | None) -> None:
+    """Refuse before the work what could not be written after it, and what is read."""
+    if path is not None and path.exists():
+        for source in (Path(source) for source in sources if source is not None):
+            if source.exists() and path.samefile(source):
+                raise ValueError(f"cannot write {path}: it is what is read")
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"cannot write {path}: {'it is a directory' if path.is_dir() else 'no such directory'}")
 

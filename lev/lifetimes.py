@@ -43,9 +43,13 @@ class Lifetimes:
     def mask(self, positions: Any) -> np.ndarray:
         """Return bool (len(positions), len(self)): which keys are members after the row at each position.
 
-        Causal by itself: no key is a member before its own row.
+        Causal by itself: no key is a member before its own row.  ``positions`` (m,) are integers, those of rows.
+        Raises TypeError.
         """
-        at = np.asarray(positions, np.int64)[:, None]
+        places, _ = backend.intake("positions", positions)
+        if places.ndim != 1 or (places.dtype.kind not in "iu" and places.size):
+            raise TypeError(f"positions must be a vector of integers; got {places.dtype} of shape {places.shape}")
+        at = places.astype(np.int64)[:, None]
         return (self.admitted <= at) & (at < self.dropped)
 
     def then(self, others: tuple[Lifetimes, ...]) -> Lifetimes:

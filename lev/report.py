@@ -26,9 +26,10 @@ _LISTED = 10
 
 
 def sketch(
-    held: Sketch, members: UniversalSet, *, as_json: bool, listed: int | None = None, output: Path | None = None
+    held: Sketch, members: UniversalSet, *, as_json: bool, top: int | None = None, output: Path | None = None
 ) -> None:
-    """Print what ``members``, a universal set of the sketch ``held``, says."""
+    """Print what ``members``, a universal set of the sketch ``held``, says: of all, or of the ``top`` best."""
+    best = members if top is None else members.top(top)
     most = min(bounds.max_members(held.rank, members.epsilon, held.p), float(held.count))
     if as_json:
         facts: dict[str, Any] = {
@@ -39,8 +40,8 @@ def sketch(
             "decay": held.decay,
         }
         facts |= {"intercept": held.intercept, "resolution": held.resolution, "epsilon": members.epsilon}
-        facts |= {"size": len(members), "bound": most, "exact": members.exact, "omitted": members.omitted}
-        facts |= {"indices": members.indices.tolist(), "scores": members.scores.tolist()}
+        facts |= {"size": len(best), "bound": most, "exact": members.exact, "omitted": best.omitted}
+        facts |= {"indices": best.indices.tolist(), "scores": best.scores.tolist()}
         _json(facts | {"output": None if output is None else str(output)})
         return
     centred = ", with an intercept" if held.intercept else ""
@@ -50,33 +51,39 @@ def sketch(
         "epsilon": f"{members.epsilon:.6g}",
         "members": f"{len(members):,}; theory allows {most:,.0f} ({rank} / epsilon)",
         "exact": "yes, each member can reach epsilon" if members.exact else "no, some members may be below epsilon",
-        "omitted": f"{members.omitted:.6g}, the most that any other key can get",
+        "omitted": f"{best.omitted:.6g}, the most that any other key can get",
         "resolution": f"{held.resolution:.2g}",
     }
     if output is not None:
         lines["written"] = f"{output}, {output.stat().st_size:,} bytes"
-    _facts(headline(members), lines)
-    order = np.lexsort((members.indices, -members.scores))[: _LISTED if listed is None else listed]
-    rows = [(f"{members.indices[i]}", f"{members.scores[i]:.6f}") for i in order]
-    _table(("key", "score"), rows, len(members))
+    finding = headline(members) if top is None else f"The {len(best):,} best of {members.count:,} keys"
+    _facts(finding, lines)
+    order = np.lexsort((best.indices, -best.scores))[: _LISTED if top is None else top]
+    rows = [(f"{best.indices[i]}", f"{best.scores[i]:.6f}") for i in order]
+    _table(("key", "score"), rows, len(best))
 
 
 def entries(found: np.ndarray, queries: int, epsilon: float, *, as_json: bool) -> None:
-    """Print heavy entries; ``found`` is (3, m): query, key, weight."""
-    query, key, weight = found[0].astype(int), found[1].astype(int), found[2]
+    """Print heavy entries; ``found`` is (4, m): query, key and the lower and upper end of the weight."""
+    query, key, (lower, weight) = found[0].astype(int), found[1].astype(int), found[2:]
     if as_json:
         facts: dict[str, Any] = {"queries": queries, "epsilon": epsilon, "entries": len(weight)}
-        _json(facts | {"query": query.tolist(), "key": key.tolist(), "weight": weight.tolist()})
+        facts |= {"query": query.tolist(), "key": key.tolist(), "weight": weight.tolist(), "lower": lower.tolist()}
+        _json(facts)
         return
-    number = (
-        f"{len(weight):,} entr{'y reaches' if len(weight) == 1 else 'ies reach'}" if len(weight) else "No entry reaches"
-    )
-    asked, keys = len(np.unique(query)), len(np.unique(key))
-    lines = {"queries": f"{queries:,}, of which {asked:,} give some key as much", "keys": f"{keys:,} get as much"}
-    _facts(f"{number} {percent(epsilon)}", lines)
+    sure, asked, keys = int(np.sum(lower >= epsilon)), len(np.unique(query)), len(np.unique(key))
+    exact = np.array_equal(lower, weight)
+    verb = ("reaches" if len(weight) < 2 else "reach") if exact else "may reach"
+    number = f"{len(weight):,} entr{'y' if len(weight) == 1 else 'ies'}" if len(weight) else "No entry"
+    lines = {"queries": f"{queries:,}, of which {asked:,} {'give' if exact else 'may give'} some key as much"}
+    lines["keys"] = f"{keys:,} {'get' if exact else 'may get'} as much"
+    lines |= {} if exact else {"proved": f"{sure:,} entries do reach it: weights are known between two ends"}
+    _facts(f"{number} {verb} {percent(epsilon)}", lines)
     order = np.lexsort((key, query, -weight))[:_LISTED]
-    rows = [(str(query[i]), str(key[i]), f"{weight[i]:.6f}") for i in order]
-    _table(("query", "key", "weight"), rows, len(weight))
+    columns = ("query", "key", "weight") if exact else ("query", "key", "at least", "at most")
+    ends = [weight] if exact else [lower, weight]
+    rows = [(str(query[i]), str(key[i]), *(f"{end[i]:.6f}" for end in ends)) for i in order]
+    _table(columns, rows, len(weight))
 
 
 def demo(outcome: Outcome, picture: str, *, as_json: bool) -> None:

@@ -331,9 +331,10 @@ class Sketch(Fed, store.Stored):
         seen by default; with heads a list of them, in C order.  For p = 2 its data are the exact entries.  For other
         p, and with a sample, they are proved upper ends, so nothing is missed, and its attribute ``lower`` is a
         csr_array of the same entries' proved lower ends.  Cost: (rank + retained) d a query.
-        ``normalizer``: ends (lower, upper), each (*heads, m), of the sums where they are known better, as from
-        :meth:`lev.Coreset.bracket` or :meth:`lev.LiftedSketch.normalizer`.  For p != 2 they narrow both ends of each
-        entry, within what is proved, which then hold as far as they do; no entry is left out because of them.
+        ``normalizer``: ends (lower, upper), each (*heads, m), of the sums, for the same p and rows, where they are
+        known better, as from :meth:`lev.Coreset.bracket` or :meth:`lev.LiftedSketch.normalizer`.  For p != 2 they
+        narrow both ends of each entry, within what is proved, which then hold as far as they do; no entry is left out
+        because of them.
         Raises TypeError and ValueError.  Theory: 01, universal sets; 12, online Lewis weights and decay; 11, coresets.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
@@ -431,8 +432,10 @@ _ARGUMENTS = ("dim", "epsilon", "p", "heads", "decay", "payload_dim", "intercept
 def load(path: str | os.PathLike[str]) -> Any:
     """Return the sketch saved at ``path``, of the class that it was saved from.
 
-    Raises OSError, and SketchFileError (a ValueError).
+    Raises TypeError, OSError, and SketchFileError (a ValueError).
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be that of a file; got {type(path).__name__}")
     with open(path, "rb") as file:
         return store.read(file.read(), [Sketch, CausalSketch, SlidingWindowSketch])
 
@@ -447,7 +450,13 @@ def merge(sketches: Iterable[Sketch]) -> Sketch:
     >>> lev.merge(halves).count
     4
     """
-    level = [sketch.copy() if isinstance(sketch, Sketch) else sketch for sketch in sketches]
+    if not isinstance(sketches, Iterable):
+        raise TypeError(f"sketches must be sketches; got {type(sketches).__name__}")
+    level = list(sketches)
+    for sketch in level:
+        if not isinstance(sketch, Sketch):
+            raise TypeError(f"sketches must hold Sketch alone; got {type(sketch).__name__}")
+    level = [sketch.copy() for sketch in level]
     if not level:
         raise ValueError("sketches must hold at least one sketch; got none")
     while len(level) > 1:

@@ -490,3 +490,11 @@ def test_all_real_keys_and_their_lifetimes(file, smollm2, monkeypatch, request):
         assert np.all(scores[inside] >= epsilon * (1 - 2 * bounds.PREFIX_SHARE))
         following = following[scores >= epsilon * (1 - 2 * bounds.PREFIX_SHARE)]
     assert len(lives) > 600
+
+
+def test_masks_are_of_positions():
+    life = lev.CausalSketch(2, 0.5).update(np.eye(2)).lifetimes()
+    assert life.mask([0, 1]).tolist() == [[True, False], [True, True]]
+    for wrong in (np.eye(2), 99, [0.5]):
+        with pytest.raises(TypeError, match="positions must be a vector of integers"):
+            life.mask(wrong)

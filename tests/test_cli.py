@@ -133,6 +133,42 @@ def test_heavy(keys, lev_):
     assert few["entries"] == np.sum(expected.data >= 0.5)
 
 
+def test_heavy_says_what_is_proved_for_other_powers(keys, lev_):
+    lev_("scan", "keys.npy", "--p", 3, "-o", "a.lev")
+    np.save("queries.npy", KEYS[:40])
+    expected = lev.heavy_entries(KEYS[:40], KEYS, 0.3, p=3)
+    said = lev_("heavy", "a.lev", "queries.npy", "--epsilon", 0.3, "--json")
+    ends = zip(said["lower"], said["weight"], strict=True)
+    found = dict(zip(zip(said["query"], said["key"], strict=True), ends, strict=True))
+    true = expected.tocoo()
+    for query, key, weight in zip(*true.coords, true.data, strict=True):
+        lower, upper = found[query, key]
+        assert lower <= weight <= upper
+    sure = sum(lower >= 0.3 for lower, _ in found.values())
+    printed = lev_("heavy", "a.lev", "queries.npy", "--epsilon", 0.3)
+    assert printed.startswith(f"{len(found)} entries may reach 30 %\n")
+    assert f"{sure:,} entries do reach it" in printed
+
+
+def test_what_is_read_is_not_written_over(keys, lev_, refused):
+    before = Path("keys.npy").read_bytes()
+    assert refused("scan", "keys.npy", "-o", "./keys.npy") == "cannot write keys.npy: it is what is read"
+    assert refused("scan", "part1.npy", "keys.npy", "-o", "keys.npy") == "cannot write keys.npy: it is what is read"
+    assert Path("keys.npy").read_bytes() == before
+    lev_("scan", "part1.npy", "-o", "all.lev")
+    lev_("scan", "part2.npy", "--start", 1000, "-o", "rest.lev")
+    assert lev_("merge", "all.lev", "rest.lev", "-o", "all.lev", "--json")["count"] == 3000  # a sum may grow in place
+
+
+def test_the_best_are_not_called_all_that_reach(keys, lev_):
+    lev_("scan", "keys.npy", "-o", "a.lev")
+    printed = lev_("show", "a.lev", "--top", 1)
+    assert printed.startswith("The 1 best of 3,000 keys\n")
+    assert "epsilon" in printed
+    assert " 0.05\n" in printed
+    assert lev_("show", "a.lev", "--top", 1, "--json")["epsilon"] == 0.05
+
+
 def test_plot(keys, lev_):
     pytest.importorskip("matplotlib")
     lev_("scan", "keys.npy", "-o", "a.lev")

@@ -407,3 +407,12 @@ def test_a_forked_worker_has_threads_of_its_own():
 
 def _sketched(keys):
     return lev.Sketch(16, 0.1).update(keys).to_bytes()
+
+
+def test_what_is_no_sketch_is_refused_by_name():
+    with pytest.raises(TypeError, match="sketches must hold Sketch alone; got int"):
+        lev.merge([1])
+    with pytest.raises(TypeError, match="sketches must be sketches; got int"):
+        lev.merge(5)
+    with pytest.raises(TypeError, match="path must be that of a file; got int"):
+        lev.load(3)

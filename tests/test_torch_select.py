@@ -421,3 +421,11 @@ def test_no_keys_have_no_scores():
     for shape in ((0, 30, 4), (2, 0, 4)):
         found = lt.universal_keys(torch.zeros(shape), epsilon=0.1, p=3)
         assert found.indices.shape == (shape[0], 0)
+
+
+def test_a_selector_is_refused_however_short_the_keys():
+    x = torch.ones(1, 1, 5, 2)
+    with pytest.raises(ValueError, match="selector must be a Selector or one of"):
+        lt.lev_attention(x, x, x, top_k=2, selector="x")
+    with pytest.raises(ValueError, match="clusters must be >= 1; got -1"):
+        lt.KMeans(-1)

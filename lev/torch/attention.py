@@ -63,10 +63,10 @@ def lev_attention(
     """
     p, epsilon = _check_function(f, attn_mask), check_size(epsilon, top_k)
     check_shapes(query, key, value, enable_gqa)
-    attn_mask, chosen = _check_mask(attn_mask, query, key), None
+    attn_mask, selector, chosen = _check_mask(attn_mask, query, key), resolve(selector, p or 2.0, is_causal), None
     short = p is None and min(key.shape[-2], 3 * query.shape[-2]) <= crossover
     if key.shape[-2] > (top_k or 0) and not short:
-        chosen = _choose(query, key, attn_mask, is_causal, p, resolve(selector, p or 2.0, is_causal), (epsilon, top_k))
+        chosen = _choose(query, key, attn_mask, is_causal, p, selector, (epsilon, top_k))
     if p is not None:
         return _powers(query, key, value, chosen, attn_mask, is_causal, p, dropout_p)
     options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lev.checks import check_integer
 from lev.torch.leverage import gram
 from lev.torch.selectors import Heuristic, Selector, Streamed, affine
 
@@ -112,6 +113,10 @@ class KMeans(Heuristic):
     clusters: int = 64
     rounds: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("clusters", self.clusters, 1)
+        check_integer("rounds", self.rounds, 0)
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return minus the ranks, less a number in [0, 1) that grows with the distance."""
