@@ -57,8 +57,8 @@ def lev_attention(
     Cost: O(n d^2 + l m (d + c)) a head for m chosen keys; Z for p != 2, or for masks that differ between queries,
     O(l n d) time and linear memory.  Raises TypeError, ValueError.  Theory: 01, universal sets; 13.4, causal attention.
 
-    >>> import torch
-    >>> lev_attention(*torch.randn(3, 2, 4, 100, 8), top_k=16).shape
+    >>> import torch, lev.torch
+    >>> lev.torch.lev_attention(*torch.randn(3, 2, 4, 100, 8), top_k=16).shape
     torch.Size([2, 4, 100, 8])
     """
     p, epsilon = _check_function(f, attn_mask), check_size(epsilon, top_k)

@@ -47,6 +47,7 @@ class BoundedCache:
     Raises TypeError and ValueError for bad arguments.  Theory: 02, monotonicity.
 
     >>> import torch
+    >>> from lev.torch.cache import BoundedCache
     >>> cache = BoundedCache(4, sinks=1, recent=2)
     >>> for key in torch.tensor([[1.0, 0], [9, 0], [1, 0], [0, 1], [1, 1], [1, 0]]):
     ...     visible = cache.update(key.view(1, 1, 1, 2), key.view(1, 1, 1, 2))
@@ -210,6 +211,7 @@ def bounded_attention(
     Raises TypeError and ValueError for bad input.
 
     >>> import torch
+    >>> from lev.torch.cache import bounded_attention
     >>> q, k, v = torch.randn(3, 1, 2, 100, 8)
     >>> bounded_attention(q, k, v, top_k=40, recent=20).shape
     torch.Size([1, 2, 100, 8])

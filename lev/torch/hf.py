@@ -55,6 +55,7 @@ def register(
     Raises TypeError and ValueError for bad arguments; when the model runs, ValueError for a position bias, soft cap
     or learned sink and for ``top_k`` that cannot hold ``sinks`` and ``recent``, TypeError for a mask that is not bool.
 
+    >>> from lev.torch.hf import register
     >>> register("lev-32", top_k=32, recent=16)
     'lev-32'
     """
@@ -151,6 +152,7 @@ class LevCache(Cache):
     chosen batches work; what needs dropped tokens back, such as assisted decoding, raises NotImplementedError.
     Raises TypeError and ValueError for bad arguments.
 
+    >>> from lev.torch.hf import LevCache
     >>> LevCache(512, recent=128).get_seq_length()
     0
     """

@@ -46,6 +46,7 @@ class LevPress(ScorerPress):
 
     Guarantee: none for softmax models.  Raises TypeError and ValueError for an unknown selector.
 
+    >>> from lev.torch.kvpress import LevPress
     >>> LevPress(0.5).selector
     'leverage'
     """

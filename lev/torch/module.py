@@ -34,8 +34,8 @@ class LevAttention(nn.MultiheadAttention):
     Guarantee: with ``top_k`` at least the number of keys the output is that of ``nn.MultiheadAttention``, up to
     rounding; otherwise as for :func:`lev.torch.lev_attention`.  Raises TypeError and ValueError for bad arguments.
 
-    >>> import torch
-    >>> layer = LevAttention(16, 4, top_k=8)
+    >>> import torch, lev.torch
+    >>> layer = lev.torch.LevAttention(16, 4, top_k=8)
     >>> x = torch.randn(2, 100, 16)
     >>> layer(x, x, x)[0].shape
     torch.Size([2, 100, 16])

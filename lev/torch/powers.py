@@ -103,9 +103,9 @@ def square_attention(
     Cost: O(d^2 c / 2) a token for values of c columns; memory d^2 c / 2 numbers a head, and one chunk.
     Raises ValueError for shapes that do not match.  Theory: 01, universal sets.
 
-    >>> import torch
+    >>> import torch, lev.torch
     >>> q, k, v = torch.ones(1, 2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [6.0]])
-    >>> square_attention(q, k, v)
+    >>> lev.torch.square_attention(q, k, v)
     tensor([[5.]])
     """
     check_shapes(query, key, value, enable_gqa)

@@ -82,8 +82,9 @@ def universal_keys(
     Raises TypeError and ValueError for bad input.
     Theory: 01, universal sets; 05, certificates; 13.1, checked factors.
 
-    >>> import torch
-    >>> found = universal_keys(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None, None, [0, 1, 2, 2]], epsilon=0.9)
+    >>> import torch, lev.torch
+    >>> keys = torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None, None, [0, 1, 2, 2]]
+    >>> found = lev.torch.universal_keys(keys, epsilon=0.9)
     >>> found.indices
     tensor([[[0, 1]]])
     """

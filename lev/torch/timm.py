@@ -34,6 +34,7 @@ def attention_layer(
 
     Guarantee: that of :func:`lev.torch.lev_attention`; none for softmax.  Raises TypeError and ValueError.
 
+    >>> from lev.torch.timm import attention_layer
     >>> attention_layer(top_k=32).__name__
     'UniversalAttention'
     """
