@@ -431,3 +431,10 @@ def test_square_attention_is_exact_to_float64():
 def test_without_keys_the_output_is_zero(f):
     none = torch.zeros(1, 1, 0, 4)
     assert lev_attention(torch.ones(1, 1, 3, 4), none, none, f=f, top_k=3).equal(torch.zeros(1, 1, 3, 4))
+
+
+def test_small_keys_keep_their_weight_beside_a_huge_one_that_a_query_does_not_see():
+    key = torch.tensor([[1e38, 0.0], [0.0, 1e-20], [0.0, 3e-20]])
+    value = torch.tensor([[7.0], [0.0], [1.0]])
+    out = lev_attention(torch.tensor([[0.0, 1.0]]), key, value, f=2, top_k=3)
+    torch.testing.assert_close(out, torch.tensor([[0.9]]))

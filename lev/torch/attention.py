@@ -48,7 +48,7 @@ def lev_attention(
     ``f="softmax"``: softmax over the chosen keys, a heuristic; over all keys if n <= ``top_k``, or if n or 3 l is at
     most ``crossover``, where that is faster.
     ``f=p``: the sum of |<q,k>|^p / Z v over the chosen keys, Z exact over *all* keys that the query may use, so what
-    is left out is not shared among the rest; ``attn_mask`` is then bool, and ``scale`` cancels.  In float64.
+    is left out is not shared among the rest; ``attn_mask`` is then bool, and ``scale`` cancels.
 
     Guarantee for f=p with ``epsilon``: a key to which a query gives epsilon or more is used, if the mask is the same
     for all queries of the key's head.  Causal: query i uses the members j <= i of the union over time,
