@@ -151,12 +151,18 @@ def finite_copy(name: str, array: np.ndarray, offset: int = 0) -> np.ndarray:
 
 def indices(name: str, values: Any, count: int) -> np.ndarray:
     """Return ``values`` as a vector of int64 in [0, count).  Raises TypeError and ValueError."""
-    asked, _ = intake(name, values)
-    if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
-        raise TypeError(f"{name} must be a vector of integers; got dtype {asked.dtype} and shape {asked.shape}")
+    asked = integers(name, values)
     wrong = asked[(asked < 0) | (asked >= count)]
     if wrong.size:
         raise ValueError(f"{name} must be in [0, {count}); got {int(wrong[0])}")
+    return asked
+
+
+def integers(name: str, values: Any) -> np.ndarray:
+    """Return ``values`` as a vector of int64.  Raises TypeError."""
+    asked, _ = intake(name, values)
+    if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
+        raise TypeError(f"{name} must be a vector of integers; got dtype {asked.dtype} and shape {asked.shape}")
     return asked.astype(np.int64)
 
 

@@ -198,12 +198,13 @@ def _span(rows: str | None) -> tuple[int, int | None]:
 
 def _check_output(path: Path | None, *sources: str | Path | None) -> None:
     """Refuse before the work what could not be written after it, and what is read."""
-    if path is not None and path.exists():
-        for source in (Path(source) for source in sources if source is not None):
-            if source.exists() and path.samefile(source):
-                raise ValueError(f"cannot write {path}: it is what is read")
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot write {path}: {'it is a directory' if path.is_dir() else 'no such directory'}")
+    for source in sources:
+        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"cannot write {path}: it is what is read")
 
 
 def _picture(sketch: lev.Sketch, output: Path) -> str:

@@ -79,10 +79,10 @@ def eliminate(keys: np.ndarray, close: float = 0.0) -> Coordinates:
     if frame.triangle is None and np.abs(frame.exponents).max() <= 60 and form.margin() <= close:
         wide = np.float32 if keys.dtype == np.float32 else np.float64
         return _nonzero(keys.astype(wide, copy=False), np.zeros(len(keys)))
+    if form.rank == 0:
+        return Coordinates(np.zeros((0, 0)), np.zeros(0), np.zeros(0, np.int64), len(keys))
     space, pivots, (order, top, upper) = _eliminated(keys, frame)
     rank = len(pivots)
-    if rank == 0:
-        return Coordinates(np.zeros((0, 0)), np.zeros(0), np.zeros(0, np.int64), len(keys))
     rows, blur = np.empty((len(keys), rank)), np.empty(len(keys))
     eye = np.eye(rank)
     undo = np.abs(scipy.linalg.solve_triangular(top, eye, lower=True, unit_diagonal=True, check_finite=False))

@@ -27,8 +27,9 @@ def absorb_all(streams: Sequence[Candidates], rows: Rows) -> list[Candidates]:
     """Return each stream with its part of the block, (m, heads, d), absorbed.  Raises NonFiniteRow."""
     weighting = streams[0].weighting
     epoch = max(weighting.epoch(rows.ids), *(stream.epoch for stream in streams))
-    moved = [stream.moved(epoch) for stream in streams]
-    if len(streams) == 1 or weighting.p != 2 or not all(_near(stream, rows.ids) for stream in moved):
+    each = len(streams) == 1 or weighting.p != 2
+    moved = [] if each else [stream.moved(epoch) for stream in streams]
+    if each or not all(_near(stream, rows.ids) for stream in moved):
         return [stream.absorb(rows.head(head)) for head, stream in enumerate(streams)]
     found = backend.run(lambda part: _absorbed(moved[part], rows.head(part)), _parts(rows.keys))
     now = [stream for part in found for stream in part]

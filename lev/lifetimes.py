@@ -46,10 +46,7 @@ class Lifetimes:
         Causal by itself: no key is a member before its own row.  ``positions`` (m,) are integers, those of rows.
         Raises TypeError.
         """
-        places, _ = backend.intake("positions", positions)
-        if places.ndim != 1 or (places.dtype.kind not in "iu" and places.size):
-            raise TypeError(f"positions must be a vector of integers; got {places.dtype} of shape {places.shape}")
-        at = places.astype(np.int64)[:, None]
+        at = backend.integers("positions", positions)[:, None]
         return (self.admitted <= at) & (at < self.dropped)
 
     def then(self, others: tuple[Lifetimes, ...]) -> Lifetimes:

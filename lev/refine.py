@@ -23,6 +23,8 @@ _ROUNDS_BELOW_1 = 8
 _LEAST = 1e-24  # weight of a row in a least squares problem, against the largest
 _STEPS = np.append(0.0, 2.0 ** np.arange(-8, 4))  # in Newton steps
 
+_QUIET = np.errstate(divide="ignore", over="ignore", invalid="ignore")  # what leaves float64 proves nothing
+
 
 def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterator[tuple[float, float]]:
     """Yield (lower, upper) for row ``j``, narrower as rounds go by; ``weights`` (n,) start the least squares.
@@ -59,9 +61,6 @@ def refine(found: Coordinates, p: float, weights: np.ndarray, j: int) -> Iterato
         if still == 2:  # neither kind of step leads on
             return
         state = moved
-
-
-_QUIET = np.errstate(divide="ignore", over="ignore", invalid="ignore")  # what leaves float64 proves nothing
 
 
 @_QUIET

@@ -73,12 +73,15 @@ def entries(found: np.ndarray, queries: int, epsilon: float, *, as_json: bool) -
         return
     sure, asked, keys = int(np.sum(lower >= epsilon)), len(np.unique(query)), len(np.unique(key))
     exact = np.array_equal(lower, weight)
-    verb = ("reaches" if len(weight) < 2 else "reach") if exact else "may reach"
+    may, ending = "" if exact else "may ", "es" if exact and len(weight) < 2 else ""
     number = f"{len(weight):,} entr{'y' if len(weight) == 1 else 'ies'}" if len(weight) else "No entry"
-    lines = {"queries": f"{queries:,}, of which {asked:,} {'give' if exact else 'may give'} some key as much"}
-    lines["keys"] = f"{keys:,} {'get' if exact else 'may get'} as much"
-    lines |= {} if exact else {"proved": f"{sure:,} entries do reach it: weights are known between two ends"}
-    _facts(f"{number} {verb} {percent(epsilon)}", lines)
+    lines = {
+        "queries": f"{queries:,}, of which {asked:,} {may}give some key as much",
+        "keys": f"{keys:,} {may}get as much",
+    }
+    if not exact:
+        lines["proved"] = f"{sure:,} entries do reach it: weights are known between two ends"
+    _facts(f"{number} {may}reach{ending} {percent(epsilon)}", lines)
     order = np.lexsort((key, query, -weight))[:_LISTED]
     columns = ("query", "key", "weight") if exact else ("query", "key", "at least", "at most")
     ends = [weight] if exact else [lower, weight]

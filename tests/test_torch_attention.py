@@ -438,3 +438,13 @@ def test_small_keys_keep_their_weight_beside_a_huge_one_that_a_query_does_not_se
     value = torch.tensor([[7.0], [0.0], [1.0]])
     out = lev_attention(torch.tensor([[0.0, 1.0]]), key, value, f=2, top_k=3)
     torch.testing.assert_close(out, torch.tensor([[0.9]]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_second_moments_serve_where_they_are_accurate(causal, monkeypatch):
+    def refused(*_):
+        raise AssertionError("all keys were gone through")
+
+    monkeypatch.setattr(powers, "_sums", refused)
+    q, k, v = qkv(1, 1, 1000, 1000, 8, batch=1, dtype=torch.float64)
+    assert lev_attention(q, k, v, f=2, top_k=50, is_causal=causal).isfinite().all()

@@ -147,10 +147,10 @@ class BoundedCache:
     def _counted(self, keys: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the ages of the new tokens, from 0 for the first real one, -1 for padding, and totals with them."""
         none = torch.full(keys.shape[:2], -math.inf, dtype=torch.float64, device=keys.device)
-        before = self._totals or {"omitted": none, "real": real.new_zeros(keys.shape[:2], dtype=torch.int64)}
-        summary = self.selector.summary(keys.masked_fill(~real[..., None], 0), mask=real)
+        count = real.new_zeros(keys.shape[:2], dtype=torch.int64)
+        before = self._totals or {"omitted": none, "real": count, "summary": keys.new_zeros(())}
+        summary = before["summary"] + self.selector.summary(keys.masked_fill(~real[..., None], 0), mask=real)
         ages = (real.cumsum(-1) + before["real"][..., None] - 1).masked_fill(~real, -1)
-        summary = summary + before["summary"] if self._totals else summary
         return ages, before | {"summary": summary, "real": before["real"] + real.sum(-1)}
 
     def _extended(self, keys: Tensor, values: Tensor, ages: Tensor, totals: dict[str, Tensor]) -> dict[str, Tensor]:

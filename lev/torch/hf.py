@@ -191,7 +191,8 @@ class _BoundedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.lazy_initialization(key_states)
-        if self.mask is not None and len(key_states) % len(self.mask) == 0:  # beams, which the mask knows nothing of
+        if self.mask is not None and not self.held.seen and len(key_states) % len(self.mask) == 0:
+            # beams, which the mask knows nothing of
             self.mask = self.mask.repeat_interleave(len(key_states) // len(self.mask), 0)
         visible = self.held.update(key_states, value_states, self._real(key_states.shape[-2]))
         self._show()

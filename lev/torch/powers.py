@@ -10,7 +10,7 @@ from torch.nn.functional import dropout, pad
 from torch.utils.checkpoint import checkpoint
 
 from lev import bounds
-from lev.torch.leverage import power_of_two
+from lev.torch.leverage import gram, power_of_two
 
 _CHUNK = 256  # queries of one step
 _UNDERFLOWS = 2.0**-64  # far below, products of numbers near 1 lose digits in float32
@@ -73,28 +73,33 @@ def _sums(query: Tensor, key: Tensor, p: float, mask: Tensor | None, first: int 
 
 
 def _square_sums(query: Tensor, key: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-    """Return sum_j <q,k_j>^2 by second moments, and what rounding may have made of it: n u |q|^2 ||K||^2."""
-    roundings = bounds.dot_error(key.shape[-2] + 3 * key.shape[-1])
-    blur = (
-        roundings * query.detach().square().sum(-1, keepdim=True) * key.detach().square().sum((-2, -1))[..., None, None]
-    )
+    """Return sum_j <q,k_j>^2 by second moments, and what rounding may have made of it."""
     if not is_causal:
-        return ((query @ (key.mT @ key)) * query).sum(-1, keepdim=True), blur
+        return _by_moments(query, *gram(key))
     key = pad(key, (0, 0, 0, query.shape[-2] - key.shape[-2]))  # zeros weigh nothing
     before, parts = torch.zeros_like(key[..., :1, :].mT @ key[..., :1, :]), []
-    for part, block in zip(query.split(_CHUNK, -2), key.split(_CHUNK, -2), strict=True):
-        near = (part @ block.mT).square().tril().sum(-1, keepdim=True)
-        parts.append(near + ((part @ before) * part).sum(-1, keepdim=True))
+    for i, (part, block) in enumerate(zip(query.split(_CHUNK, -2), key.split(_CHUNK, -2), strict=True)):
+        total, blur = _by_moments(part, before, _CHUNK + i)
+        parts.append((total + (part @ block.mT).square().tril().sum(-1, keepdim=True), blur))
         before = before + block.mT @ block
-    return torch.cat(parts, -2), blur
+    totals, blurs = zip(*parts, strict=True)
+    return torch.cat(totals, -2), torch.cat(blurs, -2)
+
+
+def _by_moments(query: Tensor, moments: Tensor, roundings: int) -> tuple[Tensor, Tensor]:
+    """Return q^T G q for G = K^T K, and what its roundings and those of G may have made of it, by |q|^2 tr G."""
+    size = moments.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    blur = bounds.dot_error(roundings + 3 * query.shape[-1]) * query.detach().square().sum(-1, keepdim=True) * size
+    return ((query @ moments) * query).sum(-1, keepdim=True), blur
 
 
 def scaled(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the rows as float64, times powers of two that bring the largest number along ``dims`` near 1."""
+    rows = rows.double()
     if not rows.numel():
-        return rows.double()
-    largest = rows.detach().double().abs().amax(dims, keepdim=True)
-    return rows.double() * power_of_two(-torch.frexp(largest).exponent)
+        return rows
+    largest = rows.detach().abs().amax(dims, keepdim=True)
+    return rows * power_of_two(-torch.frexp(largest).exponent)
 
 
 def square_attention(
