@@ -165,7 +165,8 @@ class Candidates:
     def _add_weighted(self, rows: Rows) -> tuple[Candidates, np.ndarray | None]:
         """Add rows with weights from the present judge: an earlier, smaller form makes them larger, so still safe."""
         scales = self._scales(rows.ids)
-        weights = self.form.weigh(rows.keys, self.judge, scales, self.weighting.weights)
+        # below 2 weights raise small rows, and with them what was taken for rounding
+        weights = self.form.weigh(rows.keys, self.judge, scales, self.weighting.weights, hidden=self.weighting.p < 2)
         if weights.sum() > 2 * (1 + self.form.rank):
             weights = self._balanced(rows.keys, weights, scales)
         form, _ = self.form.add(rows.keys, self.judge, None, self.weighting.factors(weights, scales))
@@ -181,9 +182,7 @@ class Candidates:
         p = self.weighting.p
         for turn in range(1, _ROUNDS + 1):
             form, _ = self.form.add(keys, self.judge, None, self.weighting.factors(weights, scales))
-            odds = np.where(weights > 0, np.maximum(form.triangular().odds(keys, scales), bounds.SMALLEST_ODDS), 0)
-            least = np.where(weights > 0, bounds.LEAST_WEIGHT, 0)
-            own = np.clip(np.minimum(odds, 1) ** (p / 2) * (1 + bounds.power_error(p)), least, 1)
+            own = form.weigh(keys, form.triangular(), scales, self.weighting.own, hidden=p < 2)
             settled = own.sum() > _SETTLED * weights.sum()
             if p <= 2:
                 weights = np.minimum(weights, own)

@@ -130,9 +130,13 @@ class Form:
         """Say which rows, each times its factor, leave the span."""
         if self.rank == self.frame.dim:
             return np.zeros(len(rows), bool)
+        return self._outside(rows, factors, self.frame.leaves)
+
+    def _outside(self, rows: np.ndarray, factors: np.ndarray | None, rule: Callable[..., np.ndarray]) -> np.ndarray:
+        """Return what ``rule`` of the frame says of the rows, each times its factor, and what was charged."""
         charges = [(form.tail, form.excuse) for form in {self, self.charged()}]
         pieces = backend.pieces(rows, factors, backend.PIECE)  # which stay in cache
-        return np.concatenate([self.frame.leaves(self.frame.widen(*piece)[0], charges) for piece in pieces])
+        return np.concatenate([rule(self.frame.widen(*piece)[0], charges) for piece in pieces])
 
     def weigh(
         self,
@@ -140,14 +144,22 @@ class Form:
         judge: Factor | None,
         factors: np.ndarray | None,
         rule: Callable[[np.ndarray], np.ndarray],
+        *,
+        hidden: bool = False,
     ) -> np.ndarray:
         """Return what ``rule`` makes of the odds, (m,), as :meth:`odds` bounds them by :meth:`Factor.odds`.
 
+        With ``hidden`` they also bound those once directions that are taken for rounding are told apart.
         Cost: d^2 / 2 multiply-adds a row.
         """
         bound = None if judge is None else judge.piece_odds
+
+        def weighed(piece: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+            odds = self.odds(*piece, bound)
+            return rule(odds + self._hidden(*piece) if hidden else odds)
+
         pieces = backend.pieces(block, factors)
-        return np.concatenate(backend.run(lambda piece: rule(self.odds(*piece, bound)), pieces))
+        return np.concatenate(backend.run(weighed, pieces))
 
     def odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound | None) -> np.ndarray:
         """Return bounds, (m,), on k^T M^+ k of each row times its factor: those of ``bound``, here and now.
@@ -163,6 +175,12 @@ class Form:
         if len(tiny):
             odds[tiny] = np.where(self._some(rows[tiny]), bounds.SMALLEST_ODDS, 0.0)
         return odds
+
+    def _hidden(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        """Return what odds of rows, (m,), may rise by when a direction is found that was taken for rounding."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = 0 < self.rank < self.frame.dim
+            return self._outside(rows, factors, self.frame.hidden) if found else np.zeros(len(rows))
 
     def _some(self, rows: np.ndarray) -> np.ndarray:
         """Say which rows are more than zeros; with the constant of an intercept all are."""

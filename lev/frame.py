@@ -171,6 +171,22 @@ class Frame:
             leaves[doubtful] |= ~np.all(outside[doubtful] <= own + theirs, axis=1)
         return leaves
 
+    def hidden(self, x: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
+        """Return the odds, (m,), of the parts of scaled rows outside the span, for directions that would just not be.
+
+        Those have the energy of the level below which the next QR takes a pivot for rounding; what the row's own
+        rounding may be is left out.  ``charges`` as for :meth:`leaves`.  Theory: 12, rows within the resolution.
+        """
+        odds, triangle = np.zeros(len(x)), self.triangle
+        if triangle is None or self.rank == self.dim:
+            return odds
+        outside, sizes = np.abs(x @ triangle.null), np.abs(x) @ triangle.blur
+        for tail, excuse in charges:
+            least = max(bounds.null_level(self.dim) * float(np.linalg.norm(tail)), bounds.SMALLEST_PIVOT)
+            parts = np.maximum(outside - (1 + excuse) * sizes, 0) / least
+            odds = np.maximum(odds, np.square(parts).sum(axis=1))
+        return odds
+
     def shifted(self, power: int) -> Frame:
         """Return the frame of all rows times 2^-power; what falls below NEVER is nothing beside later rows."""
         return Frame(np.maximum(self.exponents - power, NEVER), self.triangle)

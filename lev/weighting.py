@@ -104,6 +104,11 @@ class Weighting:
         least = np.where(odds > 0, bounds.LEAST_WEIGHT, 0.0)
         return np.clip(out * (1 + bounds.power_error(self.p)), least, 1.0)
 
+    def own(self, odds: np.ndarray) -> np.ndarray:
+        """Return (k^T M^+ k)^(p/2), (m,), rounded up, of rows that are in the form M, from k^T M^+ k."""
+        found = np.minimum(odds, 1) ** (self.p / 2) * (1 + bounds.power_error(self.p))
+        return np.clip(found, np.where(odds > 0, bounds.LEAST_WEIGHT, 0), 1)
+
     def factors(self, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return what each row is multiplied by in the form, (m,); rows of weight 0 are not in it."""
         if self.p == 2:

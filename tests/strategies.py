@@ -51,6 +51,13 @@ def _near_collinear(rng, n, d):
     return rng.standard_normal(d) + 1e-7 * rng.standard_normal((n, d))
 
 
+def _near_rounding(rng, n, d):
+    """Few directions, and in the others what float64 can only just tell from rounding, or cannot."""
+    keys = rng.standard_normal((n, max(1, d // 2))) @ rng.standard_normal((max(1, d // 2), d))
+    keys[rng.random(n) < 0.4] = 0
+    return keys + rng.standard_normal((n, d)) * 10.0 ** rng.uniform(-19, -11, (n, 1))
+
+
 def _columns_apart(rng, n, d):
     return rng.standard_normal((n, d)) * 10.0 ** rng.uniform(-60, 60, d)
 

@@ -19,8 +19,8 @@ POWERS = [0.5, 1.0, 1.5, 3.0, 4.0, 6.0]
 powers = st.sampled_from(POWERS)
 decays = st.sampled_from([1.0, 0.99, 0.9, 0.5])
 some = settings(max_examples=60)
-# what is within the resolution, where float64 cannot tell a direction from rounding, is for the tests of p = 2
 FAMILIES = ("gaussian", "integers", "low_rank", "repeated", "sparse", "graded", "one_huge", "heavy_tailed", "growing")
+FAMILIES += ("near_rounding",)
 
 
 def sketched(keys, positions, **arguments):
@@ -138,6 +138,24 @@ def test_ten_thousand_cases_miss_nothing():
         cases, heavy = cases + len(queries), heavy + np.count_nonzero(reached)
     assert cases >= 10_000
     assert heavy >= 10_000  # entries that could have been missed
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
+def test_weights_do_not_raise_what_was_taken_for_rounding(p, apart, request):
+    rows = 20
+    if apart:  # the last row then comes alone
+        request.getfixturevalue("small_blocks")
+    line = np.outer(np.random.default_rng(0).standard_normal(rows), [3.0, 4.0])
+    for level in 10.0 ** -np.arange(13, 18):
+        keys = np.vstack([line, [[4 * level, -3 * level]]])
+        sketch = sketched(keys, [0, rows, rows + 1], epsilon=0.1, p=p)
+        for share in 10.0 ** -np.arange(12):  # how far from across the line the query is
+            query = np.array([0.8, -0.6]) + share * np.array([0.6, 0.8])
+            if naive.blur(keys, query, 1e-14) < 1e-3:
+                low, high = (float(end[0]) for end in sketch.normalizer(query[None]))
+                total = np.sum(np.abs(keys @ query) ** p)
+                assert low * (1 - 1e-2) <= total <= high * (1 + 1e-2)
 
 
 @small_blocks
