@@ -128,7 +128,8 @@ class Sketch(Fed, store.Stored):
 
         The last term is only that large where the keys are nearly dependent, and their weak directions dropped.  Proved
         for rows of one factorisation; for those of m, with sqrt(m) times the growth of their pivots.
-        For p != 2 and with decay K stands for the weighted rows of the form.
+        For p != 2 and with decay K stands for the weighted rows of the form, and any <q,k> is only known up to
+        rho ||K|| ||q||, in a weight and in its normaliser: for p < 1 many such errors add up.
         """
         return bounds.resolution(self.dim + self.intercept)
 

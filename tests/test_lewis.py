@@ -400,7 +400,8 @@ FAR = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("p", [2**-10, 2**-7, 0.01, 0.03, 80, 128, 256, 1024])
 @pytest.mark.parametrize("name", FAR)
-def test_powers_far_from_2_are_answered_though_weights_leave_float64(name, p):
+def test_powers_far_from_2_are_answered_though_weights_leave_float64(name, p, monkeypatch):
+    monkeypatch.setattr(lewis, "_MOST_ROUNDS", 500)  # whatever the weights, what they prove holds
     keys = FAR[name]
     lower, upper = sensitivities(keys, p, tolerance=1.0)
     queries = np.vstack([np.random.default_rng(1).standard_normal((500, keys.shape[1])), np.linalg.pinv(keys).T])
