@@ -43,6 +43,12 @@ class Coreset:
     p, seed, count : the power, the seed and the number of keys stood for
     rates : for each time that rows were sampled, the c with probability >= min(1, c sensitivity)
 
+    >>> import numpy as np, lev
+    >>> keys = np.random.default_rng(0).standard_normal((1000, 2))
+    >>> small = lev.coreset(keys, 2, size=100)
+    >>> len(small) < 200, small.count, bool((small.weights >= 1).all())
+    (True, 1000, True)
+
     """
 
     indices: np.ndarray

@@ -25,7 +25,12 @@ Enough = Callable[[float, float], bool]
 
 
 class Function(ABC):
-    """A function of <q,k>, and how the weights that it gives are bounded."""
+    """A function of <q,k>, and how the weights that it gives are bounded.
+
+    >>> import lev
+    >>> [f.growth for f in (lev.functions.Power(3.0), lev.functions.Huber(1.0), lev.functions.Tukey(1.0))]
+    [3.0, 2.0, 2.0]
+    """
 
     @property
     @abstractmethod
@@ -81,7 +86,12 @@ class Function(ABC):
 
 @dataclass(frozen=True)
 class Power(Function):
-    """|x|^p, as in :func:`lev.sensitivities` and :func:`lev.universal_set`, to the same guarantee."""
+    """|x|^p, as in :func:`lev.sensitivities` and :func:`lev.universal_set`, to the same guarantee.
+
+    >>> import lev
+    >>> lev.functions.Power(3.0)([-2.0, 1.0])
+    array([8., 1.])
+    """
 
     p: float
 
@@ -110,6 +120,10 @@ class Growing(Function):
     Guarantee: superset.  Upper ends hold for every function of the class at once; lower ends are what queries of
     the function itself give.  Cost: O(n d log n) a key and O(n d^2) a round, at most 12 rounds, for each key that its
     first bounds leave undecided.  Theory: 07, other functions.
+
+    >>> import lev
+    >>> [isinstance(f, lev.functions.Growing) for f in (lev.functions.L1L2(), lev.functions.Power(4.0))]
+    [True, False]
     """
 
     least: ClassVar[int]  # the power it grows by at least
@@ -151,7 +165,12 @@ class Huber(Growing):
 
 @dataclass(frozen=True)
 class L1L2(Growing):
-    """2 (sqrt(1 + x^2 / 2) - 1): between x^2 and |x|, and smooth.  Bounds as for :class:`Huber`."""
+    """2 (sqrt(1 + x^2 / 2) - 1): between x^2 and |x|, and smooth.  Bounds as for :class:`Huber`.
+
+    >>> import lev
+    >>> lev.functions.L1L2()([0.0, 1.0, 4.0]).round(4)
+    array([0.    , 0.4495, 4.    ])
+    """
 
     least = 1
 
@@ -165,6 +184,10 @@ class Tukey(Growing):
     """Tukey's biweight, c^2 / 6 (1 - (1 - (x / c)^2)^3), constant beyond ``c``.
 
     Upper ends count, by groups of keys, how many others must receive something too.
+
+    >>> import lev
+    >>> lev.functions.Tukey(1.0)([0.5, 1.0, 9.0]).round(4)
+    array([0.0964, 0.1667, 0.1667])
     """
 
     c: float = 1.0

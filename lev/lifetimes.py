@@ -31,6 +31,14 @@ class Lifetimes:
     ``ids``, ``admitted``, ``dropped`` are (m,) int64, one for each key that was ever a member, in the order of
     admission.  Positions count rows from 0; a key is admitted at its own.  ``dropped`` is :data:`ALIVE` for a
     key that is a member still.
+
+    >>> import numpy as np, lev
+    >>> lives = lev.CausalSketch(2, 0.4).update(np.repeat(np.eye(2), [1, 5], axis=0)).lifetimes()
+    >>> lives.ids, lives.dropped[1:]
+    (array([0, 1, 2]), array([3, 3]))
+    >>> lives.mask([1, 3])
+    array([[ True,  True, False],
+           [ True, False, False]])
     """
 
     ids: np.ndarray

@@ -27,7 +27,12 @@ _CHUNK = 2**22  # numbers of one block of lifted rows
 
 @runtime_checkable
 class Lift(Protocol):
-    """What a :class:`LiftedSketch` asks of a lift; two sketches merge if their lifts are equal."""
+    """What a :class:`LiftedSketch` asks of a lift; two sketches merge if their lifts are equal.
+
+    >>> import numpy as np, lev
+    >>> isinstance(lev.lift.SymmetricPower(4), lev.lift.Lift), isinstance(np.sin, lev.lift.Lift)
+    (True, False)
+    """
 
     def keys(self, rows: np.ndarray) -> np.ndarray:
         """Return psi of finite float64 rows (m, d): (m, D)."""

@@ -434,6 +434,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     """Return the sketch saved at ``path``, of the class that it was saved from.
 
     Raises TypeError, OSError, and SketchFileError (a ValueError).
+
+    >>> import os, tempfile, numpy as np, lev
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "keys.lev")
+    ...     lev.Sketch(2, 0.5).update(np.eye(2)).save(path)
+    ...     lev.load(path).count
+    2
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be that of a file; got {type(path).__name__}")

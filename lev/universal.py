@@ -36,6 +36,11 @@ class UniversalSet:
 
     Theory: 01, universal sets; 04, rounding margin.
 
+    >>> import numpy as np, lev
+    >>> found = lev.universal_set(np.repeat(np.eye(2), [1, 5], axis=0), 0.5)
+    >>> found.indices, found.exact, round(found.omitted, 6)
+    (array([0]), True, 0.2)
+
     """
 
     indices: Any

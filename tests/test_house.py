@@ -149,6 +149,18 @@ def test_what_makes_a_promise_says_its_guarantee_errors_and_example(name):
         assert wanted in text, f"{name} lacks {wanted!r}"
 
 
+@pytest.mark.parametrize("module", ["lev", "lev.functions", "lev.lift", "lev.torch", "lev.cluster.dask"])
+def test_what_is_public_has_an_example(module):
+    if module == "lev.torch":
+        pytest.importorskip("torch", reason="needs torch")
+    space = importlib.import_module(module)
+    own = [name for name, thing in vars(space).items() if getattr(thing, "__module__", "") == module]
+    for name in getattr(space, "__all__", [name for name in own if not name.startswith("_")]):
+        thing = getattr(space, name)
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not issubclass(thing, Exception)):
+            assert ">>>" in inspect.getdoc(thing), f"{module}.{name} has no example"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_in_docstrings_run(path):
     module = "lev" + "".join(f".{part}" for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")

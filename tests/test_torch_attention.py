@@ -318,6 +318,7 @@ SHAPES = (2, 4, 50, 8), (2, 4, 60, 8), (2, 4, 60, 6)
         ({"attn_mask": torch.ones(50, 61)}, ValueError, r"broadcastable to \(2, 4, 50, 60\); got \(50, 61\)"),
         ({"attn_mask": torch.ones(50, 60, dtype=torch.int32)}, TypeError, "attn_mask must be bool or torch.float32"),
         ({"attn_mask": torch.ones(50, 60), "f": 2}, TypeError, "attn_mask must be bool for weights"),
+        ({"query": [1.0]}, TypeError, "query must be a tensor; got list"),
         ({"query": torch.ones(2, 8, 50, 8)}, ValueError, "query heads may be a multiple"),
         ({"query": torch.ones(2, 6, 50, 8), "enable_gqa": True}, ValueError, r"query \(2, 6, 50, 8\)"),
         ({"query": torch.ones(2, 4, 50, 9)}, ValueError, "same width"),

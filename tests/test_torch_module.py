@@ -166,6 +166,10 @@ def test_it_trains(f):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="exactly one of epsilon and top_k"):
         lt.LevAttention(16, 4)
+    with pytest.raises(ValueError, match="embed_dim must be a multiple of num_heads; got 10 and 3"):
+        lt.LevAttention(10, 3, top_k=3)
+    with pytest.raises(ValueError, match="num_heads must be >= 1; got 0"):
+        lt.LevAttention(10, 0, top_k=3)
     with pytest.raises(ValueError, match="warm_start must be >= 0"):
         lt.LevAttention(16, 4, top_k=3, warm_start=-1)
     with pytest.raises(ValueError, match="recompute must be >= 1; got 0"):

@@ -27,6 +27,10 @@ def sketch(source: Any, epsilon: float, *, start: int = 0, options: Any = None, 
     a lost worker are computed again, the result has the same bits.
     Guarantee and errors are those of :class:`lev.Sketch`; TypeError for other sources, and ImportError without
     dask (``pip install lev-attention[dask]``).
+
+    >>> import dask.array as da, lev.cluster.dask
+    >>> lev.cluster.dask.sketch(da.eye(8, chunks=4), 0.5).universal_set().indices
+    array([0, 1, 2, 3, 4, 5, 6, 7])
     """
     import dask
 

@@ -35,6 +35,14 @@ def all_merge(sketch: Kind, group: Any = None, *, timeout: float | None = None, 
     :class:`lev.device.DeviceSketch` travels as its twin on the CPU and comes back to the device of its keys; a rank
     to which no key came cannot know that device, and raises.
     Raises TypeError and ValueError as :meth:`lev.Sketch.merge` does, on every rank.
+
+    >>> import numpy as np, torch.distributed as dist
+    >>> from lev import Sketch
+    >>> from lev.cluster.torch_distributed import all_merge
+    >>> dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # torchrun does it for many
+    >>> all_merge(Sketch(2, 0.5).update(np.eye(2))).universal_set().indices
+    array([0, 1])
+    >>> dist.destroy_process_group()
     """
     if isinstance(sketch, DeviceSketch):
         whole = all_merge(sketch.to_host(), group, timeout=timeout, rounds=rounds)

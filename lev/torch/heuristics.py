@@ -16,7 +16,12 @@ from lev.torch.selectors import Heuristic, Selector, Streamed, affine
 
 @dataclass(frozen=True)
 class Norm(Streamed):
-    """The norm of the key."""
+    """The norm of the key.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.Norm().scores(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
+    [5.0, 1.0]
+    """
 
     def rank(self, key: Tensor, summary: Tensor, start: int = 0) -> Tensor:
         """Return the norms."""
@@ -33,7 +38,12 @@ class _Mean(Streamed):
 
 @dataclass(frozen=True)
 class CentredNorm(_Mean):
-    """The distance of the key from the mean key; for rotary models best on the keys before rotation."""
+    """The distance of the key from the mean key; for rotary models best on the keys before rotation.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.CentredNorm().scores(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).tolist()
+    [2.0, 2.0]
+    """
 
     def rank(self, key: Tensor, summary: Tensor, start: int = 0) -> Tensor:
         """Return the distances."""
@@ -42,7 +52,12 @@ class CentredNorm(_Mean):
 
 @dataclass(frozen=True)
 class KeyDifference(_Mean):
-    """Minus the cosine similarity of the key to the mean key."""
+    """Minus the cosine similarity of the key to the mean key.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.KeyDifference().scores(torch.tensor([[4.0, 0.0], [0.0, 3.0]])).round(decimals=6).tolist()
+    [-0.8, -0.6]
+    """
 
     def rank(self, key: Tensor, summary: Tensor, start: int = 0) -> Tensor:
         """Return minus the cosines."""
@@ -54,6 +69,10 @@ class Random(Streamed):
     """A uniform number in [0, 1) made of seed, head and position alone: the control that others must beat.
 
     The same on every device, in any blocks, and for every item of a batch.
+
+    >>> import torch, lev.torch as lt
+    >>> torch.equal(lt.Random().scores(torch.ones(4, 2)), lt.Random().scores(torch.zeros(4, 2)))
+    True
     """
 
     seed: int = 0
@@ -70,7 +89,12 @@ class Random(Streamed):
 
 @dataclass(frozen=True)
 class Recent(Streamed):
-    """The position of the key: the last ones are kept."""
+    """The position of the key: the last ones are kept.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.Recent().scores(torch.ones(3, 2)).tolist()
+    [0.0, 1.0, 2.0]
+    """
 
     def rank(self, key: Tensor, summary: Tensor, start: int = 0) -> Tensor:
         """Return the positions."""
@@ -83,6 +107,11 @@ class ExpectedAttention(Streamed):
     """The logarithm of E exp(s <q,k>) = exp(s mu k + s^2 k^T Sigma k / 2) over Gaussian queries.
 
     ``mu`` and ``Sigma`` are those of the queries seen; ``scale`` s is 1 / sqrt(d) by default.
+
+    >>> import torch, lev.torch as lt
+    >>> key, query = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    >>> lt.ExpectedAttention().scores(key, query=query).round(decimals=4).tolist()
+    [3.8284, 0.0]
     """
 
     scale: float | None = None
@@ -108,6 +137,10 @@ class KMeans(Heuristic):
 
     First the nearest key of each cluster, then the second nearest, and so on: minus a key's rank in its cluster,
     and within a rank the nearer ones first.  Cost: O(n clusters d) a round; memory n clusters.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.KMeans(clusters=2).scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])).tolist()
+    [-0.0, -0.0, -1.0]
     """
 
     clusters: int = 64
@@ -141,6 +174,10 @@ class Keep:
     """Another selector, and besides always the ``first`` keys (sinks) and the ``last`` (a recent window).
 
     Their scores are infinite; they count towards ``top_k``.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.Keep(lt.Norm(), first=1).scores(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
+    [inf, 1.0]
     """
 
     selector: Selector

@@ -58,6 +58,8 @@ class LevAttention(nn.MultiheadAttention):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        if check_integer("embed_dim", embed_dim, 1) % check_integer("num_heads", num_heads, 1):
+            raise ValueError(f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}")
         super().__init__(embed_dim, num_heads, dropout, bias, batch_first=True, device=device, dtype=dtype)
         self._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer calls its own kernel and not this forward
         self.epsilon, self.top_k = check_size(epsilon, top_k), top_k

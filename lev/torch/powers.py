@@ -163,7 +163,11 @@ def _moment(key: Tensor, value: Tensor) -> Tensor:
 
 def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     """Raise ValueError or TypeError unless the three go together as scaled_dot_product_attention has it."""
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in (("query", query), ("key", key), ("value", value)))
+    named = (("query", query), ("key", key), ("value", value))
+    for name, x in named:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named)
     if min(query.dim(), key.dim(), value.dim()) < (3 if enable_gqa else 2):
         raise ValueError(f"query, key and value must be (..., heads, length, width); got {shapes}")
     lead, heads = (-3, query.shape[-3] % key.shape[-3] == 0) if enable_gqa else (-2, True)

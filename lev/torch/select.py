@@ -43,6 +43,12 @@ class UniversalKeys(NamedTuple):
     scores : (..., m) float64, those of the selector; 0 where padded
     mask : (..., m) bool, False where padded
 
+    >>> import torch, lev.torch as lt
+    >>> key = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> found = lt.universal_keys(key, epsilon=0.9)
+    >>> found.indices.tolist(), found.mask.tolist(), found.gather(key).tolist()
+    ([0], [True], [[2.0, 0.0]])
+
     """
 
     indices: Tensor

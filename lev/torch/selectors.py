@@ -19,7 +19,19 @@ from lev.torch.leverage import gram, leverage_bounds, online_bounds, sensitivity
 
 @runtime_checkable
 class Selector(Protocol):
-    """Scores keys: the higher, the sooner kept."""
+    """Scores keys: the higher, the sooner kept.
+
+    Any object with these three will do, as :class:`lev.torch.Leverage`, or one of your own:
+
+    >>> import torch, lev.torch as lt
+    >>> class First:
+    ...     power, online = None, False
+    ...
+    ...     def scores(self, key, *, query=None, mask=None):
+    ...         return -torch.arange(key.shape[-2], dtype=torch.float64).expand(key.shape[:-1])
+    >>> lt.universal_keys(torch.ones(1, 5, 2), top_k=2, selector=First()).indices.tolist()
+    [[0, 1]]
+    """
 
     @property
     def power(self) -> float | None:
@@ -49,6 +61,12 @@ class Streamed(Heuristic):
 
     The summary of all rows is the sum of the summaries of any parts, in any order, so that streams, caches and
     workers need no more than ``+``.
+
+    >>> import torch, lev.torch as lt
+    >>> key, leverage = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), lt.Leverage()
+    >>> summary = leverage.summary(key[:2]) + leverage.summary(key[2:])
+    >>> leverage.rank(key, summary).round(decimals=6).tolist()
+    [1.0, 0.5, 0.5]
     """
 
     def summary(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -77,6 +95,10 @@ class Leverage(Streamed):
 
     ``intercept``: the centred score, for queries <q,k> + b.  Guarantee: proved upper bounds, within the margin of
     :func:`lev.bounds.margin` in :meth:`scores`; :meth:`rank` knows only a sum and says 1 where that proves nothing.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.Leverage().scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])).round(decimals=6).tolist()
+    [1.0, 0.5, 0.5]
     """
 
     intercept: bool = False
@@ -104,6 +126,11 @@ class Sensitivity(Heuristic):
 
     Guarantee: proved upper bounds, at most a factor r^|p/2-1| above for rank r; ``tolerance`` below 1 refines each
     row until its bracket is that narrow, at the cost of many rounds a row.
+
+    >>> import torch, lev.torch as lt
+    >>> key = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> lt.Sensitivity(4.0, tolerance=1e-3).scores(key).round(decimals=3).tolist()
+    [1.0, 0.5, 0.5]
     """
 
     power: float = 2.0
@@ -124,6 +151,10 @@ class OnlineLeverage(Heuristic):
     weight.  Guarantee: proved upper bounds.  With t the leverage score in the prefix of length j they are t^{p/2}
     for p <= 2 and j^{p/2-1} t^{p/2} for p > 2, by Hoelder; 1 until the keys span all d directions.
     Theory: 13.2-3.
+
+    >>> import torch, lev.torch as lt
+    >>> lt.OnlineLeverage().scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])).round(decimals=6).tolist()
+    [1.0, 1.0, 0.5]
     """
 
     power: float = 2.0
