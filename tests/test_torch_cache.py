@@ -131,6 +131,8 @@ def test_bad_input_names_itself_and_changes_nothing():
     ]:
         with pytest.raises(ValueError, match=match):
             cache.update(*bad)
+    with pytest.raises(TypeError, match="values must be a tensor; got ndarray"):
+        cache.update(keys, keys.numpy())
     assert cache.seen == len(cache) == 5
 
 
@@ -191,6 +193,8 @@ def test_a_budget_too_small_is_refused():
         bounded_attention(*triple(), top_k=50)
     with pytest.raises(ValueError, match="recent must be >= 1; got 0"):
         bounded_attention(*triple(), top_k=50, recent=0)
+    with pytest.raises(ValueError, match="attn_mask must be broadcastable to"):
+        bounded_attention(*triple(), top_k=80, attn_mask=torch.ones(3, 7, dtype=torch.bool))
 
 
 def test_a_refused_update_changes_nothing_even_what_is_proved():

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lev.checks import check_integer
-from lev.torch.select import resolve
+from lev.torch.select import check_broadcast, check_tensors, resolve
 from lev.torch.selectors import Selector, Streamed
 
 
@@ -130,6 +130,7 @@ class BoundedCache:
         self._totals = {name: change(part) if part.dim() else part for name, part in self._totals.items()}
 
     def _check(self, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
+        check_tensors(keys=keys, values=values, mask=mask)
         if keys.dim() != 4 or values.dim() != 4 or values.shape[:3] != keys.shape[:3]:
             raise ValueError(
                 "keys and values must have shapes (batch, heads, l, d) and (batch, heads, l, c); "
@@ -218,11 +219,16 @@ def bounded_attention(
     """
     if check_integer("sinks", sinks, 0) + check_integer("recent", recent, 1) > check_integer("top_k", top_k, 2):
         raise ValueError(f"top_k must hold {sinks} sinks and {recent} recent tokens; got {top_k}")
+    check_tensors(query=query, key=key, value=value, attn_mask=attn_mask)
     past, step = key.shape[-2] - query.shape[-2], max(1, recent // 2)
     budget = top_k - step if key.shape[-2] > top_k else top_k
     cache = BoundedCache(budget, sinks=sinks, recent=recent - step, selector=selector)
-    mask = None if attn_mask is None else attn_mask.expand(len(key), 1, query.shape[-2], key.shape[-2])
-    real = None if mask is None else mask.any(-2)[:, 0]
+    mask = real = None
+    if attn_mask is not None:
+        shape = (len(key), 1, query.shape[-2], key.shape[-2])
+        check_broadcast("attn_mask", attn_mask, shape)
+        mask = attn_mask.expand(shape)
+        real = mask.any(-2)[:, 0]
     starts = [0] * (past > 0) + list(range(past, key.shape[-2], step))
     parts = [query.new_zeros(*query.shape[:2], 0, value.shape[-1])]
     for first, last in itertools.pairwise([*starts, key.shape[-2]]):

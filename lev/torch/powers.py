@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lev import bounds
 from lev.torch.leverage import gram, power_of_two
+from lev.torch.select import check_tensors
 
 _CHUNK = 256  # queries of one step
 _UNDERFLOWS = 2.0**-64  # far below, products of numbers near 1 lose digits in float32
@@ -163,11 +164,9 @@ def _moment(key: Tensor, value: Tensor) -> Tensor:
 
 def check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     """Raise ValueError or TypeError unless the three go together as scaled_dot_product_attention has it."""
-    named = (("query", query), ("key", key), ("value", value))
-    for name, x in named:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named)
+    named = {"query": query, "key": key, "value": value}
+    check_tensors(**named)
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
     if min(query.dim(), key.dim(), value.dim()) < (3 if enable_gqa else 2):
         raise ValueError(f"query, key and value must be (..., heads, length, width); got {shapes}")
     lead, heads = (-3, query.shape[-3] % key.shape[-3] == 0) if enable_gqa else (-2, True)

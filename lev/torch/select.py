@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ def universal_keys(
     epsilon = check_size(epsilon, top_k)
     if epsilon is not None and chosen.power != p:
         raise ValueError(f"epsilon needs a selector that bounds sensitivities for p={p:g}; got {chosen!r}")
+    check_tensors(key=key, query=query, mask=mask)
     key, mask = _clean(key, mask)
     if query is not None and (*query.shape[:-2], query.shape[-1]) != (*key.shape[:-2], key.shape[-1]):
         raise ValueError(f"query must have the shape of key but for its length; got {tuple(query.shape)}")
@@ -156,8 +157,8 @@ def _best(scores: Tensor, mask: Tensor | None, epsilon: float | None, top_k: int
 
 def _clean(key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the keys, zero at padding, and the mask in full; raise for what cannot be scored."""
-    if not isinstance(key, Tensor) or not key.is_floating_point():
-        raise TypeError(f"key must be a tensor of floats; got {getattr(key, 'dtype', type(key).__name__)}")
+    if not key.is_floating_point():
+        raise TypeError(f"key must be a tensor of floats; got {key.dtype}")
     if key.dim() < 2 or key.shape[-1] == 0:
         raise ValueError(f"key must have shape (..., n, d) with d > 0; got {tuple(key.shape)}")
     if mask is not None:
@@ -170,6 +171,13 @@ def _clean(key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         bad = tuple((~key.isfinite().all(-1)).nonzero()[0].tolist())
         raise ValueError(f"key must be finite; the key at {bad} holds NaN or infinity")
     return key, mask
+
+
+def check_tensors(**named: Any) -> None:
+    """Raise TypeError unless all are tensors, or None."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor | None):
+            raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
 
 
 def check_broadcast(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
