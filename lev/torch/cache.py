@@ -223,12 +223,7 @@ def bounded_attention(
     past, step = key.shape[-2] - query.shape[-2], max(1, recent // 2)
     budget = top_k - step if key.shape[-2] > top_k else top_k
     cache = BoundedCache(budget, sinks=sinks, recent=recent - step, selector=selector)
-    mask = real = None
-    if attn_mask is not None:
-        shape = (len(key), 1, query.shape[-2], key.shape[-2])
-        check_broadcast("attn_mask", attn_mask, shape)
-        mask = attn_mask.expand(shape)
-        real = mask.any(-2)[:, 0]
+    mask, real = _expanded(attn_mask, (len(key), 1, query.shape[-2], key.shape[-2]))
     starts = [0] * (past > 0) + list(range(past, key.shape[-2], step))
     parts = [query.new_zeros(*query.shape[:2], 0, value.shape[-1])]
     for first, last in itertools.pairwise([*starts, key.shape[-2]]):
@@ -239,6 +234,15 @@ def bounded_attention(
             seen = _allowed(visible.positions, first, last, None if mask is None else mask[:, :, new])
             parts.append(_attend(query[:, :, new], visible, seen, dropout_p, scale))
     return torch.cat(parts, -2)
+
+
+def _expanded(attn_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask in full and which keys it shows to any query, (batch, n)."""
+    if attn_mask is None:
+        return None, None
+    check_broadcast("attn_mask", attn_mask, shape)
+    mask = attn_mask.expand(shape)
+    return mask, mask.any(-2)[:, 0]
 
 
 def _attend(query: Tensor, visible: Visible, seen: Tensor, dropout_p: float, scale: float | None) -> Tensor:
