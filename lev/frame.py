@@ -185,7 +185,7 @@ class Frame:
             least = max(bounds.null_level(self.dim) * float(np.linalg.norm(tail)), bounds.SMALLEST_PIVOT)
             parts = np.maximum(outside - (1 + excuse) * sizes, 0) / least
             odds = np.maximum(odds, np.square(parts).sum(axis=1))
-        return odds
+        return np.where(np.isnan(odds), np.inf, odds)  # of rows that overflow beside the frame nothing is known
 
     def shifted(self, power: int) -> Frame:
         """Return the frame of all rows times 2^-power; what falls below NEVER is nothing beside later rows."""

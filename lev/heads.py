@@ -95,11 +95,14 @@ def _absorbed(streams: Sequence[Candidates], rows: Rows) -> list[Candidates | No
     held = Ragged.of_heads([stream.kept for stream in streams])
     if len(held.rows):
         kept = joined(grown.stay(held, first, dropped), kept)
+    now = zip(streams, grown.forms(), kept.split(), dropped.tolist(), grown.accurate, strict=True)
     return [
-        Candidates(first.epsilon, first.weighting, form, (own,), most, epoch=first.epoch, current=True)
+        Candidates(
+            first.epsilon, first.weighting, form, (own,), most, epoch=first.epoch, left=stream.left, current=True
+        )
         if accurate
         else None
-        for form, own, most, accurate in zip(grown.forms(), kept.split(), dropped.tolist(), grown.accurate, strict=True)
+        for stream, form, own, most, accurate in now
     ]
 
 

@@ -120,6 +120,17 @@ def test_heads_are_sketches_of_their_own(arguments):
     assert together.retained == sum(map(len, together.universal_set()))
 
 
+def test_zeros_that_bring_no_time_are_counted():
+    keys = np.zeros((2, 3, 1))
+    keys[1] = 1
+    sketch = lev.Sketch(1, 0.5, heads=(2,), decay=0.5)
+    sketch.admit(keys)
+    sketch.admit(np.ones((2, 3, 1)))
+    assert sketch.count == 6
+    assert [found.count for found in sketch.universal_set()] == [6, 6]
+    assert lev.Sketch.from_bytes(sketch.to_bytes()) == sketch
+
+
 def test_merging_and_admitting_heads():
     keys = plain().reshape(2, 2, 500, 6)
     halves = [lev.Sketch(6, 0.1, heads=(2, 2), start=s).update(keys[:, :, s : s + 250]) for s in (0, 250)]

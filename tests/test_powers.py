@@ -158,6 +158,21 @@ def test_weights_do_not_raise_what_was_taken_for_rounding(p, apart, request):
                 assert low * (1 - 1e-2) <= total <= high * (1 + 1e-2)
 
 
+@pytest.mark.parametrize("p", [0.5, 1.0, 1.9, 3.0])
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_rows_too_large_for_a_frame_of_few_directions_are_held(p, decay):
+    """Beside rows that are tiny, or of long ago, they overflow."""
+    sketch = lev.Sketch(2, 0.5, p, decay=decay)
+    sketch.admit([[1e-160, 1e-160]] if decay == 1 else [[1.0, 1.0]])
+    big, last = (1e160, 1) if decay == 1 else (1.0, 5000)
+    sketch.admit([[big, big]], indices=[last])
+    found, (low, high) = sketch.universal_set(), sketch.normalizer([[1 / big, 0.0]])
+    assert found.indices.tolist() in ([last], [0, last])
+    assert found.omitted < 1e-70
+    assert 0.5 < low[0] <= 1 + 1e-9
+    assert 1 - 1e-9 <= high[0]
+
+
 @small_blocks
 @some
 @given(st.data())
