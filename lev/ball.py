@@ -127,4 +127,5 @@ def _within(curvature: np.ndarray, pull: np.ndarray, radius: float) -> np.ndarra
             low, high = (middle, high) if np.linalg.norm(point(middle)) > radius else (low, middle)
         low = high
     z = np.where(along == 0, 0.0, point(low))
-    return vectors @ (z * min(1.0, radius / max(float(np.linalg.norm(z)), np.finfo(np.float64).tiny)))
+    size = float(np.linalg.norm(z))
+    return vectors @ (z if size <= radius else z * (radius / size))
