@@ -166,9 +166,9 @@ def test_examples_in_docstrings_run(path):
     module = "lev" + "".join(f".{part}" for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")
     if module.endswith("__main__"):
         return
-    if name_of(path) == "torch":
-        for needed in ("torch", NEEDS.get(path.stem, "torch")):
-            pytest.importorskip(needed, reason=f"needs {needed}", exc_type=ImportError)
+    needs = {"torch": ["torch", NEEDS.get(path.stem, "torch")], "cluster": [path.stem.removesuffix("_distributed")]}
+    for needed in needs.get(name_of(path), []):
+        pytest.importorskip(needed, reason=f"needs {needed}", exc_type=ImportError)
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
