@@ -115,10 +115,7 @@ class Batch:
 
     def _own(self, white: Whitener, block: Any) -> Any:
         """Return (k^T M^-1 k)^(p/2) of rows, (heads, m), at most 1, for the form M of ``white``."""
-        p, xp = self.weighting.p, self.place.arrays
-        odds = xp.minimum(white.odds(self.place.kernels, block, self.kind)[1], 1.0)
-        own = xp.minimum(odds ** (p / 2) * (1 + bounds.power_error(p)), 1.0)
-        return xp.where(odds > 0, xp.maximum(own, bounds.LEAST_WEIGHT), 0.0)
+        return self.weighting.own(white.odds(self.place.kernels, block, self.kind)[1])
 
     def _balanced(self, block: Any, weights: Any) -> Any:
         """Return weights, each at least its row's (k^T M^-1 k)^(p/2) in the form M that they make, that are not large.

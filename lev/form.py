@@ -153,34 +153,29 @@ class Form:
         Cost: d^2 / 2 multiply-adds a row.
         """
         bound = None if judge is None else judge.piece_odds
-
-        def weighed(piece: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-            odds = self.odds(*piece, bound)
-            return rule(odds + self._hidden(*piece) if hidden else odds)
-
         pieces = backend.pieces(block, factors)
-        return np.concatenate(backend.run(weighed, pieces))
+        return np.concatenate(backend.run(lambda piece: rule(self.odds(*piece, bound, hidden=hidden)), pieces))
 
-    def odds(self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound | None) -> np.ndarray:
+    def odds(
+        self, rows: np.ndarray, factors: np.ndarray | None, bound: Bound | None, *, hidden: bool = False
+    ) -> np.ndarray:
         """Return bounds, (m,), on k^T M^+ k of each row times its factor: those of ``bound``, here and now.
 
-        They are infinite where a row leaves the span, or nothing is known, and 0 for zeros alone.
+        They are infinite where a row leaves the span, or nothing is known, and 0 for zeros alone; ``hidden`` as for
+        :meth:`weigh`.
         """
         if bound is None or self.rank == 0:
             return np.where(self._some(rows), np.inf, 0.0)
         with np.errstate(over="ignore", invalid="ignore"):
             odds = bound(rows, factors)
-            odds[self._leaves(rows, factors)] = np.inf
+            if hidden and self.rank < self.frame.dim:
+                odds = odds + self._outside(rows, factors, self.frame.hidden)
+            else:
+                odds[self._leaves(rows, factors)] = np.inf
         tiny = np.flatnonzero(odds < bounds.SMALLEST_ODDS)
         if len(tiny):
             odds[tiny] = np.where(self._some(rows[tiny]), bounds.SMALLEST_ODDS, 0.0)
         return odds
-
-    def _hidden(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        """Return what odds of rows, (m,), may rise by when a direction is found that was taken for rounding."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = 0 < self.rank < self.frame.dim
-            return self._outside(rows, factors, self.frame.hidden) if found else np.zeros(len(rows))
 
     def _some(self, rows: np.ndarray) -> np.ndarray:
         """Say which rows are more than zeros; with the constant of an intercept all are."""

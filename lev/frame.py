@@ -175,7 +175,8 @@ class Frame:
         """Return the odds, (m,), of the parts of scaled rows outside the span, for directions that would just not be.
 
         Those have the energy of the level below which the next QR takes a pivot for rounding; what the row's own
-        rounding may be is left out.  ``charges`` as for :meth:`leaves`.  Theory: 12, rows within the resolution.
+        rounding may be is left out.  Infinite for rows that leave the span, ``charges`` as for :meth:`leaves`.
+        Theory: 12, rows within the resolution.
         """
         odds, triangle = np.zeros(len(x)), self.triangle
         if triangle is None or self.rank == self.dim:
@@ -183,8 +184,9 @@ class Frame:
         outside, sizes = np.abs(x @ triangle.null), np.abs(x) @ triangle.blur
         for tail, excuse in charges:
             least = max(bounds.null_level(self.dim) * float(np.linalg.norm(tail)), bounds.SMALLEST_PIVOT)
-            parts = np.maximum(outside - (1 + excuse) * sizes, 0) / least
-            odds = np.maximum(odds, np.square(parts).sum(axis=1))
+            own = (1 + excuse) * sizes
+            odds = np.maximum(odds, np.square(np.maximum(outside - own, 0) / least).sum(axis=1))
+            odds[~np.all(outside <= own + tail @ triangle.blur, axis=1)] = np.inf
         return np.where(np.isnan(odds), np.inf, odds)  # of rows that overflow beside the frame nothing is known
 
     def shifted(self, power: int) -> Frame:

@@ -104,10 +104,11 @@ class Weighting:
         least = np.where(odds > 0, bounds.LEAST_WEIGHT, 0.0)
         return np.clip(out * (1 + bounds.power_error(self.p)), least, 1.0)
 
-    def own(self, odds: np.ndarray) -> np.ndarray:
-        """Return (k^T M^+ k)^(p/2), (m,), rounded up, of rows that are in the form M, from k^T M^+ k."""
-        found = np.minimum(odds, 1) ** (self.p / 2) * (1 + bounds.power_error(self.p))
-        return np.clip(found, np.where(odds > 0, bounds.LEAST_WEIGHT, 0), 1)
+    def own(self, odds: Any) -> Any:
+        """Return (k^T M^+ k)^(p/2), rounded up and at most 1, of rows from upper ends of k^T M^+ k, on any device."""
+        xp = arrays(odds)
+        found = xp.minimum(odds, 1.0) ** (self.p / 2) * (1 + bounds.power_error(self.p))
+        return xp.where(odds > 0, xp.minimum(xp.maximum(found, bounds.LEAST_WEIGHT), 1.0), 0.0)
 
     def factors(self, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """Return what each row is multiplied by in the form, (m,); rows of weight 0 are not in it."""

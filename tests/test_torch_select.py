@@ -387,6 +387,8 @@ def test_bad_keys_are_named():
         lt.universal_keys(torch.ones(1, 2, 3, dtype=torch.int64), top_k=1)
     with pytest.raises(TypeError, match="key must be a tensor; got ndarray"):
         lt.universal_keys(np.ones((1, 2, 3)), top_k=1)
+    with pytest.raises(TypeError, match="key must be a tensor; got NoneType"):
+        lt.universal_keys(None, top_k=1)
     with pytest.raises(ValueError, match="d > 0"):
         lt.universal_keys(torch.ones(5, 0), top_k=1)
 

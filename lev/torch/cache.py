@@ -130,7 +130,7 @@ class BoundedCache:
         self._totals = {name: change(part) if part.dim() else part for name, part in self._totals.items()}
 
     def _check(self, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
-        check_tensors(keys=keys, values=values, mask=mask)
+        check_tensors("mask", keys=keys, values=values, mask=mask)
         if keys.dim() != 4 or values.dim() != 4 or values.shape[:3] != keys.shape[:3]:
             raise ValueError(
                 "keys and values must have shapes (batch, heads, l, d) and (batch, heads, l, c); "
@@ -219,7 +219,7 @@ def bounded_attention(
     """
     if check_integer("sinks", sinks, 0) + check_integer("recent", recent, 1) > check_integer("top_k", top_k, 2):
         raise ValueError(f"top_k must hold {sinks} sinks and {recent} recent tokens; got {top_k}")
-    check_tensors(query=query, key=key, value=value, attn_mask=attn_mask)
+    check_tensors("attn_mask", query=query, key=key, value=value, attn_mask=attn_mask)
     past, step = key.shape[-2] - query.shape[-2], max(1, recent // 2)
     budget = top_k - step if key.shape[-2] > top_k else top_k
     cache = BoundedCache(budget, sinks=sinks, recent=recent - step, selector=selector)

@@ -98,7 +98,7 @@ def universal_keys(
     epsilon = check_size(epsilon, top_k)
     if epsilon is not None and chosen.power != p:
         raise ValueError(f"epsilon needs a selector that bounds sensitivities for p={p:g}; got {chosen!r}")
-    check_tensors(key=key, query=query, mask=mask)
+    check_tensors("query", "mask", key=key, query=query, mask=mask)
     key, mask = _clean(key, mask)
     if query is not None and (*query.shape[:-2], query.shape[-1]) != (*key.shape[:-2], key.shape[-1]):
         raise ValueError(f"query must have the shape of key but for its length; got {tuple(query.shape)}")
@@ -173,10 +173,10 @@ def _clean(key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return key, mask
 
 
-def check_tensors(**named: Any) -> None:
-    """Raise TypeError unless all are tensors, or None."""
+def check_tensors(*optional: str, **named: Any) -> None:
+    """Raise TypeError unless all are tensors; those whose names are in ``optional`` may be None."""
     for name, value in named.items():
-        if not isinstance(value, Tensor | None):
+        if not isinstance(value, Tensor) and not (value is None and name in optional):
             raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
 
 
