@@ -82,13 +82,14 @@ class Candidates:
     def _by_eras(self, rows: Rows, add: Callable[[Candidates, Rows], Candidates]) -> Candidates:
         """Return the candidates with rows added in units in which none underflows, and brought to the latest."""
         now, affine = self, rows.keys.shape[1] < self.form.frame.dim
-        if self.weighting.decay < 1 and len(rows) and not (affine or rows.keys[rows.ids.argmax()].any()):
-            some = np.flatnonzero(rows.keys.any(axis=1))  # zeros bring no time: what is all there is does not fade
-            now, rows = replace(self, left=self.left + len(rows) - len(some)), rows.take(some)
         for places in self.weighting.eras(rows.ids):
             part = rows.take(places)
-            epoch = max(now.epoch, self.weighting.epoch(part.ids))
-            now = add(replace(now.moved(epoch), current=False), part)
+            if self.weighting.decay < 1 and not (affine or part.keys[part.ids.argmax()].any()):
+                some = np.flatnonzero(part.keys.any(axis=1))  # zeros bring no time: what is all there is does not fade
+                now, part = replace(now, left=now.left + len(part) - len(some)), part.take(some)
+            if len(part):
+                epoch = max(now.epoch, self.weighting.epoch(part.ids))
+                now = add(replace(now.moved(epoch), current=False), part)
         return now
 
     def _grown(self, rows: Rows) -> Candidates:

@@ -79,6 +79,7 @@ class _Space:
     def of(self, keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         judge, weighting = self.stream.factor, self.stream.weighting
         ages = weighting.exponents(ids, self.stream.epoch) * min(1.0, 2 / weighting.p)
+        ages = np.minimum(ages, 1)  # zeros that come last bring no time
         x, norms = np.empty((len(keys), judge.frame.dim)), np.empty(len(keys))
         for places, frame, scales in aged(judge.frame, ages):
             x[places], norms[places] = frame.widen(keys[places], scales)
@@ -153,9 +154,10 @@ def _one_pass(
             grams[c] += z.T @ (_tempered(column, p)[:, None] * z)
         if weights is not None:
             u = np.stack([_tempered(np.abs(z @ query), p) for query in weights], axis=1) * (z @ steps.T)
-            norms = np.maximum(norms, np.abs(u).max(axis=0)) if p == 1 else norms + (np.abs(u) ** power).sum(axis=0)
+            sizes = np.abs(u)
+            norms = np.maximum(norms, sizes.max(axis=0, initial=0)) if p == 1 else norms + (sizes**power).sum(axis=0)
             sums += u.T @ z
-            blurs += (blur + bounds.dot_error(rank + seen) * np.linalg.norm(z, axis=1)) @ np.abs(u)
+            blurs += (blur + bounds.dot_error(rank + seen) * np.linalg.norm(z, axis=1)) @ sizes
     own = np.maximum(np.abs(np.einsum("cr,cr->c", queries, targets)) - pads * size, 0) * (
         1 - bounds.dot_error(4 * rank)
     )

@@ -91,6 +91,26 @@ def test_rows_of_zeros_bring_no_time():
     assert sketch.count == 4
 
 
+@pytest.mark.parametrize("heads", [(), (2,)])
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_rows_of_zeros_far_from_all_others(heads, p):
+    keys, ids = np.array([[1e-200], [0], [1e-300], [0], [0]]), [0, 5000 * p, 10_000 * p, 12_000 * p, 20_000 * p]
+    sketch = lev.Sketch(1, 0.3, p, decay=0.5, heads=heads)
+    sketch.admit(np.broadcast_to(keys, (*heads, 5, 1)), ids)  # zeros make eras of their own in the block
+    for found in sketch.universal_set() if heads else [sketch.universal_set()]:
+        assert_held(found, keys[:, 0], np.array(ids), p)
+        assert 10_000 * p in found.indices
+    assert sketch.count == 5
+
+
+@pytest.mark.parametrize("p", [1, 4])
+def test_a_second_pass_over_rows_of_zeros_that_come_last(p):
+    keys = np.concatenate([np.eye(2), np.zeros((5000, 2))])
+    found = lev.Sketch(2, 0.1, p, decay=0.375).update(keys).second_pass([keys[:2], keys[:0], keys[2:]])
+    np.testing.assert_allclose(found.scores, 1)
+    np.testing.assert_array_equal(found.indices, [0, 1])
+
+
 @given(st.lists(NUMBERS, min_size=1, max_size=9), st.integers(0, 9))
 def test_a_later_key_hides_no_earlier_one(column, chunk):
     keys, sketch = np.array(column)[:, None], lev.CausalSketch(1, 0.01)
