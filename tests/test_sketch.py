@@ -1,13 +1,17 @@
 """The contract of Sketch: inputs of every family, bad input, ids, merging, what is read back."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import lev
 from lev import bounds
+from lev.cpu import threads
 
 RNG = np.random.default_rng(0)
 KEYS = RNG.standard_normal((700, 4))
@@ -368,7 +372,6 @@ def test_memory_does_not_grow_with_the_stream():
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    from lev.cpu import threads
 
     keys = RNG.standard_normal((70_000, 32)).astype(np.float32)
     monkeypatch.setattr(threads, "cores", lambda: 1)
@@ -391,6 +394,23 @@ def test_blas_threads_are_given_back_after_updates_in_parallel():
         sketches = list(pool.map(lambda _: lev.Sketch(16, 0.1).update(keys), range(8)))
     assert all(sketch == sketches[0] for sketch in sketches)
     assert blas_threads() == before
+
+
+def test_tasks_run_on_one_thread_of_every_blas():
+    code = """
+import numpy as np, threadpoolctl, lev
+from lev import backend
+def pools(_):
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+before = backend.run(pools, range(2))
+lev.Sketch(4, 0.1).update(np.eye(4)).universal_set()  # loads what it computes with
+(found, _), free = backend.run(pools, range(2)), pools(0)
+assert len(found) == len(free) == len(before[0]) and set(found) == {1} and max(free) > 1, (before, found, free)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    if threads.cores() < 2:
+        pytest.skip("one core")
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

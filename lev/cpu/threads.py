@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 import os
@@ -33,6 +34,7 @@ class _SingleBlas:
         with self._lock:
             if self._inside == 0:
                 if self._controller is None:
+                    importlib.import_module("scipy.linalg")  # whose BLAS is another than NumPy's
                     self._controller = threadpoolctl.ThreadpoolController()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
             self._inside += 1
