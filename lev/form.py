@@ -80,7 +80,8 @@ class Form:
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if self.rank == 0:
             grown, _ = form._in_columns_of(block, factors)._summed(block, factors)
-            if np.isfinite(grown.gram).all() and grown.margin() <= grown.limit / 4:  # with room to grow
+            large = np.trace(grown.gram) >= bounds.SMALLEST_PIVOT**2  # and not of products that underflowed
+            if large and np.isfinite(grown.gram).all() and grown.margin() <= grown.limit / 4:  # with room to grow
                 return grown, None
         if judge is None or self.rank == 0:
             return form._stepwise(block, np.arange(len(block)), factors, step), None
@@ -104,12 +105,12 @@ class Form:
     ) -> tuple[Form, list[_Part]]:
         """Return the form with a block added in its frame, sound or not, and what the parts of the block say."""
         parts = backend.run(lambda piece: self._measure(*piece, screen), backend.pieces(block, factors))
-        with np.errstate(invalid="ignore"):  # infinities that meet send the block through the QR
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite sends the block through the QR
             gram, energy = (sum(getattr(part, name) for part in parts) for name in ("gram", "energy"))
-            tail = np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
-        rows, sums = self.rows + len(block), self.sums + len(parts)
-        grown = replace(self, gram=self.gram + gram, rows=rows, sums=sums, tail=tail)
-        return min(grown, grown.charged(), key=lambda form: np.linalg.norm(form.tail)), parts
+            gram, tail = self.gram + gram, np.hypot(self.tail, (1 + self.excuse) * np.sqrt(energy))
+            rows, sums = self.rows + len(block), self.sums + len(parts)
+            grown = replace(self, gram=gram, rows=rows, sums=sums, tail=tail)
+            return min(grown, grown.charged(), key=lambda form: np.linalg.norm(form.tail)), parts
 
     def grown(
         self, block: np.ndarray, judge: Factor | None, factors: np.ndarray | None = None

@@ -103,6 +103,30 @@ def test_rows_of_zeros_far_from_all_others(heads, p):
     assert sketch.count == 5
 
 
+@pytest.mark.parametrize("size", [1e-308, 1e-160, 1e-155, 1e155, 1e300])
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_keys_after_many_rows_of_zeros(p, size):
+    keys = np.concatenate([np.zeros(1000), np.array([3, 4, 2]) * size])
+    found = lev.Sketch(1, 0.02, p).update(keys[:, None]).universal_set()
+    assert_held(found, keys, np.arange(1003), p, 1)
+    if p == 2:
+        assert_held(lev.two_pass(keys[:, None], 0.02), keys, np.arange(1003), p, 1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "column"),
+    [
+        ([57, 299, 53, 7, 208], [6.428e39, 4.586e-275, 8.009e39, 7.101e51, 1.128e-9]),
+        ([384, 267, 1, 434], [1.9164e-104, 2.6032e-225, 4.676e13, 1.8505e-118]),
+        ([35, 148, 306, 409], [1.5773e252, 2.6755e217, 1.307e-40, 1.9039e138]),
+    ],
+)
+def test_weights_and_ages_that_lie_far_apart_in_a_first_block(ids, column):
+    sketch = lev.Sketch(1, 0.05, 1, decay=0.5)  # the largest factor and the largest entry are of different rows
+    sketch.admit(np.array(column)[:, None], np.array(ids))
+    assert_held(sketch.universal_set(), column, np.array(ids), 1)
+
+
 @pytest.mark.parametrize("p", [1, 4])
 def test_a_second_pass_over_rows_of_zeros_that_come_last(p):
     keys = np.concatenate([np.eye(2), np.zeros((5000, 2))])
