@@ -127,9 +127,9 @@ def heavy_hitters(
         # a small power of what is only rounding is not small; and the rows kept are a part of the normaliser
         blur = np.linalg.norm(scaled[part], axis=1, keepdims=True) * blurs
         blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
-        least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
-        total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
-        with np.errstate(invalid="ignore"):  # of a query nearly orthogonal to what is known: inf / inf
+        with np.errstate(invalid="ignore", over="ignore"):  # of a query nearly orthogonal to what is known: inf / inf
+            least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
+            total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
             upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
             lower, held = np.minimum(np.nan_to_num(least / high, nan=0.0), upper), upper >= epsilon
         if totals is not None:

@@ -12,6 +12,7 @@ from lev import backend
 from lev.checks import check_epsilon, check_integer
 from lev.form import Form
 from lev.parallel import parts_of
+from lev.readers import Reader
 from lev.rows import Rows, concatenate
 from lev.universal import UniversalSet
 
@@ -20,8 +21,8 @@ def two_pass(source: Any, epsilon: float, *, start: int = 0, **options: Any) -> 
     """Return the universal set of rows that are read twice.
 
     ``source`` is an array, a file, a reader or a list of files, with the ``options`` (tensor, head, dim) of
-    :func:`lev.scan`; or a function without arguments that returns the blocks (m, dim) of a stream, the same each
-    time.  Ids are places in the whole, from ``start``.
+    :func:`lev.scan`; or the blocks (m, dim) of a stream, in what starts anew each time, as a list, or from a function
+    without arguments that returns them.  Ids are places in the whole, from ``start``.
 
     Guarantee: exact up to rounding, as for :class:`lev.Sketch`; no row is held that is not a member.
     Cost: two reads, O(d^2) a row in each.  Memory: O(d^2) and a block in the first pass, and the members, at
@@ -58,12 +59,12 @@ def two_pass(source: Any, epsilon: float, *, start: int = 0, **options: Any) -> 
 
 
 def _replay(source: Any, options: dict[str, Any]) -> Callable[[], Iterable[Any]]:
-    once = isinstance(source, Iterator) or any(
-        isinstance(item, str | os.PathLike) and str(item) == "-"
-        for item in (source if isinstance(source, list | tuple) else [source])
-    )
-    if once:
+    listed = source if isinstance(source, list | tuple) else [source]
+    files = [item for item in listed if isinstance(item, str | os.PathLike | Reader)]
+    if isinstance(source, Iterator) or any(isinstance(item, str | os.PathLike) and str(item) == "-" for item in files):
         raise ValueError("source can be read once only; give a file, an array or a function that returns the blocks")
+    if listed and not files and not hasattr(source, "ndim") and isinstance(source, Iterable):
+        return lambda: source
     parts = parts_of(source, **options)
     return lambda: (block for part in parts for block in part.blocks())
 

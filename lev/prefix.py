@@ -44,8 +44,8 @@ def advance(form: Form, judge: Factor, members: np.ndarray, block: np.ndarray, e
     moved = grown.frame is not form.frame
     if moved and 1 < m != grown.rank - form.rank:
         return _in_halves(form, judge, members, block, epsilon)
-    z, blur = (block[:, :0], np.zeros(m)) if moved else _whitened(judge, block)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of rows that overflow beside the form nothing is known
+        z, blur = (block[:, :0], np.zeros(m)) if moved else _whitened(judge, block)
         early = np.ones(m) if moved else scores_of(proved_ends(np.linalg.norm(z, axis=1), blur, judge.slack)[1])
     after = grown.triangular()
     late = np.flatnonzero(~(early < epsilon))
@@ -88,8 +88,9 @@ def _ends(
     w, reach = _whitened(judge, members)
     start = np.concatenate([np.square(w).sum(axis=1), np.ones(len(own))])
     moved = float(np.linalg.norm(blur))
-    rounding = bounds.prefix_error(len(z) + judge.rank, len(z) + float(np.square(z).sum()))
-    if max(rounding / epsilon, moved) > bounds.PREFIX_SHARE:
+    with np.errstate(over="ignore"):
+        rounding = bounds.prefix_error(len(z) + judge.rank, len(z) + float(np.square(z).sum()))
+    if not (rounding / epsilon <= bounds.PREFIX_SHARE and moved <= bounds.PREFIX_SHARE):
         return None
     eye = np.eye(len(z))
     lower = np.linalg.cholesky(eye + z @ z.T)

@@ -126,6 +126,7 @@ def _refined(
     return lower, upper
 
 
+@np.errstate(over="ignore")  # ends that float64 cannot hold are 0 and 1
 def _one_pass(
     space: _Space,
     queries: np.ndarray,

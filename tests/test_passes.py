@@ -28,7 +28,8 @@ def test_sources_and_families(tmp_path):
     keys[::500] *= 20
     np.save(tmp_path / "keys.npy", keys)
     wanted = lev.universal_set(keys, 0.02)
-    for source in (keys, tmp_path / "keys.npy", [tmp_path / "keys.npy"], open_rows(tmp_path / "keys.npy")):
+    blocks = [keys[:0], keys[:1000], keys[1000:]]
+    for source in (keys, tmp_path / "keys.npy", [tmp_path / "keys.npy"], open_rows(tmp_path / "keys.npy"), blocks):
         found = lev.two_pass(source, 0.02, start=7)
         np.testing.assert_array_equal(found.indices, wanted.indices + 7)
         assert found.exact
@@ -41,6 +42,7 @@ def test_what_can_be_read_once_only_and_what_changes_is_refused():
     for source, message in [
         (blocks, "source can be read once only"),
         ("-", "source can be read once only"),
+        ([], "source must hold at least one file"),
         (lambda: [np.ones((next(grows), 2))], "source gave 1 rows first and 2 rows then"),
         (lambda: [np.ones((2, 2)), np.ones((2, 3))], r"source must have shape \(m, 2\)"),
         (lambda: [np.ones((2, 2)), np.array([[1, np.nan]])], "source must be finite; row 2"),

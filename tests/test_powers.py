@@ -478,6 +478,15 @@ def test_a_second_pass_makes_a_stream_exact(p):
     assert p == 1 or np.all(upper >= 0.01)
 
 
+def test_a_second_pass_for_a_far_power_of_keys_that_age():
+    keys = np.random.default_rng(0).standard_normal((4, 3))
+    found = lev.Sketch(3, 0.2, 700.0, decay=0.01).update(keys).second_pass(keys)
+    lower, _ = lev.sensitivities(keys * 0.01 ** (np.arange(4)[::-1, None] / 700), 700.0)
+    said = np.full(4, found.omitted)
+    said[found.indices] = found.scores
+    assert np.all(said >= lower * (1 - 1e-9))
+
+
 def test_what_a_second_pass_refuses():
     keys = np.random.default_rng(13).standard_normal((50, 2))
     sketch = lev.Sketch(2, 0.01, 3.0).update(keys)
