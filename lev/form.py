@@ -302,6 +302,7 @@ class Form:
         Part of the power goes into the Gram matrix, so that it does not grow with time.
         """
         grown = int(np.frexp(np.trace(self.gram))[1]) // 2 if self.sums else 0
+        grown = min(grown, 1000 - int(self.frame.exponents.max()) + power)
         frame = self.frame.shifted(power - grown)
         gram, tail = np.ldexp(self.gram, -2 * grown), np.ldexp(self.tail, -grown)
         return replace(self, frame=frame, gram=gram, tail=tail), None if judge is None else judge.shifted(frame, grown)

@@ -57,15 +57,18 @@ def roots_of(form: Form, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 def normalizer(stream: Candidates, queries: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (lower, upper), each (m,): the normaliser sum_l decay^(now-l) |<q,k_l>|^p lies between."""
     scaled, roots, powers = roots_of(stream.form, queries)
-    weighting, largest = stream.weighting, np.finfo(np.float64).max
+    weighting, number = stream.weighting, np.finfo(np.float64)
     # of queries that are nearly orthogonal to all keys no more is known than rounding leaves
     blur = bounds.dot_error(2 * scaled.shape[1]) * np.linalg.norm(scaled, axis=1) * np.linalg.norm(stream.form.root())
     least, most = (_sizes(stream, ends, powers, now) for ends in (np.maximum(roots - blur, 0), roots + blur))
     low, high = _sandwich(stream)
     slack = 0.0 if weighting.p == 2 and weighting.decay == 1 else bounds.power_error(weighting.p, -_LEAST_POWER)
     with np.errstate(over="ignore", invalid="ignore"):
-        lower, upper = np.minimum(least, largest) * low * (1 - slack), most * high * (1 + slack)
-        return np.minimum(lower, largest), np.where(most > 0, upper, 0.0)
+        lower = np.where(least < number.tiny, 0.0, np.minimum(least, number.max)) * low * (1 - slack)
+        upper = np.maximum(most, number.tiny) * high * (1 + slack)
+    # what is below the normal numbers has few bits
+    lower = np.where(lower < number.tiny, 0.0, np.minimum(lower, number.max))
+    return lower, np.where(roots + blur > 0, np.maximum(upper, number.tiny), 0.0)
 
 
 def _sizes(stream: Candidates, roots: np.ndarray, powers: np.ndarray, now: int) -> np.ndarray:
@@ -127,7 +130,8 @@ def heavy_hitters(
         # a small power of what is only rounding is not small; and the rows kept are a part of the normaliser
         blur = np.linalg.norm(scaled[part], axis=1, keepdims=True) * blurs
         blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
-        with np.errstate(invalid="ignore", over="ignore"):  # of a query nearly orthogonal to what is known: inf / inf
+        # of a query nearly orthogonal to what is known: inf / inf, and 0 / 0
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
             total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
             upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
@@ -142,6 +146,7 @@ def heavy_hitters(
 def _shares(known: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarray]:
     """Return ends of normalisers in units of ``sizes``; where float64 cannot say, they say nothing."""
     slack = bounds.power_error(p, -_LEAST_POWER)
+    sizes = np.where(sizes < np.finfo(np.float64).tiny, np.nan, sizes)  # of few bits
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         low, high = known[0] / sizes * (1 - slack), known[1] / sizes * (1 + slack)
     return np.where(np.isfinite(low), low, 0.0), np.where(high > 0, high, math.inf)

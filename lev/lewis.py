@@ -166,7 +166,8 @@ def _brackets(
     if not residual <= bounds.LEWIS_RESIDUAL:
         log_weights = np.maximum(log_weights, log_weights.max() - _SPREAD / abs(1 - 2 / p))
     lower, upper = _certificates(found, p, log_weights)
-    start = np.exp((1 - 2 / p) * (log_weights - log_weights.max(initial=-math.inf)))
+    powers = (1 - 2 / p) * (log_weights - log_weights.max(initial=-math.inf))
+    start = np.exp(np.minimum(powers, 600))  # any will do: they are refined
 
     def narrow(j: int) -> None:
         for low, high in refine(found, p, start, j):

@@ -206,3 +206,36 @@ def test_rows_that_come_too_late_are_refused_and_merge():
     assert sketch.to_bytes() == before
     old = lev.Sketch(1, 0.1, 1, decay=0.5).update([[2.0**900]], [104])
     assert_held(sketch.merge(old).universal_set(), [1.0, 1.0, 2.0**900], np.array([1000, 105, 104]), 1)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0])
+def test_enormous_keys_that_age_are_read_back(p):
+    sketch = lev.Sketch(1, 0.01, p, decay=0.99)
+    for part in np.array_split(np.linspace(1, 2, 90)[:, None] * 5e307, 3):
+        sketch.admit(part)
+    assert lev.Sketch.from_bytes(sketch.to_bytes()) == sketch
+
+
+@given(st.sampled_from([1, 2, 3, 4]), st.floats(1, 9), st.floats(1, 2), st.integers(-1090, -1010))
+def test_normalisers_below_the_normal_numbers(p, key, part, power):
+    query = float(np.ldexp(part, max(power // p, -1074)))
+    total = (1 + Fraction(key) ** p) * Fraction(query) ** p
+    sketch = lev.Sketch(1, 0.01, p).update([[1.0], [key]])
+    low, high = sketch.normalizer([[query]])
+    assert Fraction(float(low[0])) <= total <= Fraction(float(high[0]))
+    ends = tuple(np.nextafter(float(total), [[0.0], [1.0]]))
+    hits = sketch.heavy_hitters([[query]], normalizer=ends)
+    share = float(Fraction(key) ** p / (1 + Fraction(key) ** p))
+    assert hits[0, 1] >= share * (1 - 1e-12)
+    assert p == 2 or hits.lower[0, 1] <= share * (1 + 1e-12)
+
+
+def test_collinear_keys_and_a_query_across_them_give_no_warning():
+    keys = [[1.0, 2.0], [2.00000000000002, 4.0]]
+    hits = lev.Sketch(2, 0.01, 3.0, decay=0.9).update(keys).heavy_hitters([[-2.0, 1.0]])
+    assert hits[0, 1] == 1
+
+
+def test_a_small_power_of_keys_that_are_far_apart():
+    lower, upper = lev.sensitivities([[1.0], [1e-250]], 0.5)
+    np.testing.assert_allclose([lower[1], upper[1]], 1e-125, rtol=1e-6)
