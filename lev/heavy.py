@@ -90,9 +90,11 @@ def _sandwich(stream: Candidates) -> tuple[float, float]:
 def slack(stream: Candidates) -> float:
     """Return the most that the ends of a normaliser, and so those of a sensitivity, can be apart, as a factor."""
     low, high = _sandwich(stream)
-    return high / low if low > 0 else math.inf
+    with np.errstate(over="ignore"):
+        return high / low if low > 0 else math.inf
 
 
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # an entry that float64 cannot tell lies in [0, 1]
 def heavy_hitters(
     stream: Candidates,
     queries: np.ndarray,
@@ -126,16 +128,14 @@ def heavy_hitters(
         root, logits = roots[part, None], np.abs(scaled[part] @ keys.T)
         ratios = np.divide(logits, root, out=np.zeros_like(logits), where=root > 0)
         if exact:
-            return [np.where(ratios**2 >= epsilon * low, np.minimum(ratios**2, 1), 0)]
+            return [np.where(ratios**2 < epsilon * low, 0, np.fmin(ratios**2, 1))]
         # a small power of what is only rounding is not small; and the rows kept are a part of the normaliser
         blur = np.linalg.norm(scaled[part], axis=1, keepdims=True) * blurs
         blur = np.divide(blur, root, out=np.zeros_like(logits), where=root > 0)
-        # of a query nearly orthogonal to what is known: inf / inf, and 0 / 0
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
-            total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
-            upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
-            lower, held = np.minimum(np.nan_to_num(least / high, nan=0.0), upper), upper >= epsilon
+        least, most = np.maximum(ratios - blur, 0) ** p, (ratios + blur) ** p
+        total = np.maximum(low, least.sum(axis=1, keepdims=True) * (1 - bounds.power_error(p, len(rows))))
+        upper = np.minimum(np.nan_to_num(most / total, nan=1.0), rows.upper)
+        lower, held = np.minimum(np.nan_to_num(least / high, nan=0.0), upper), upper >= epsilon
         if totals is not None:
             lower, upper = _narrowed(lower, upper, least, most, [end[part, None] for end in totals])
         return [np.where(held, upper, 0), lower]
@@ -147,8 +147,7 @@ def _shares(known: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, p: float) -
     """Return ends of normalisers in units of ``sizes``; where float64 cannot say, they say nothing."""
     slack = bounds.power_error(p, -_LEAST_POWER)
     sizes = np.where(sizes < np.finfo(np.float64).tiny, np.nan, sizes)  # of few bits
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        low, high = known[0] / sizes * (1 - slack), known[1] / sizes * (1 + slack)
+    low, high = known[0] / sizes * (1 - slack), known[1] / sizes * (1 + slack)
     return np.where(np.isfinite(low), low, 0.0), np.where(high > 0, high, math.inf)
 
 
@@ -156,9 +155,8 @@ def _narrowed(
     lower: np.ndarray, upper: np.ndarray, least: np.ndarray, most: np.ndarray, totals: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of entries, within those proved, for numerators and normalisers between the given ends."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        high = np.clip(np.nan_to_num(most / totals[0], nan=1.0), np.maximum(lower, np.finfo(np.float64).tiny), upper)
-        return np.clip(least / totals[1], lower, high), high
+    high = np.clip(np.nan_to_num(most / totals[0], nan=1.0), np.maximum(lower, np.finfo(np.float64).tiny), upper)
+    return np.clip(np.nan_to_num(least / totals[1], nan=0.0), lower, high), high
 
 
 def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sparse.csr_array:

@@ -101,6 +101,7 @@ def tighten(stream: Candidates, replay: Replay, epsilon: float) -> Rows:
     return replace(rows, lower=lower, upper=upper)
 
 
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # what float64 cannot tell narrows nothing
 def _refined(
     space: _Space, targets: np.ndarray, pads: np.ndarray, lower: np.ndarray, upper: np.ndarray, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +112,8 @@ def _refined(
     weights = None  # the first least squares problem is that of the form itself
     for _ in range(_PASSES):
         grams, lows, highs = _one_pass(space, queries, weights, steps, targets, pads)
-        lower, upper = np.maximum(lower, lows), np.minimum(upper, highs)
+        sound = np.isfinite(lows) & np.isfinite(highs)
+        lower, upper = np.where(sound, np.maximum(lower, lows), lower), np.where(sound, np.minimum(upper, highs), upper)
         if np.all((upper < epsilon) | (lower >= epsilon) | (lower >= (1 - bounds.BRACKET_TOLERANCE) * upper)):
             break
         weights = queries.copy()
@@ -126,7 +128,6 @@ def _refined(
     return lower, upper
 
 
-@np.errstate(over="ignore")  # ends that float64 cannot hold are 0 and 1
 def _one_pass(
     space: _Space,
     queries: np.ndarray,

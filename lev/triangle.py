@@ -38,7 +38,8 @@ def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndar
         triangle = scipy.linalg.cholesky(gram)
     except (np.linalg.LinAlgError, ValueError):  # not definite, or not finite
         return None
-    size, inverse = np.trace(gram), np.square(inverse_of(triangle)).sum()
+    with np.errstate(over="ignore"):
+        size, inverse = np.trace(gram), np.square(inverse_of(triangle)).sum()
     return triangle if rounding.root_margin(rank, len(parts), size, inverse) <= limit else None
 
 

@@ -239,3 +239,18 @@ def test_collinear_keys_and_a_query_across_them_give_no_warning():
 def test_a_small_power_of_keys_that_are_far_apart():
     lower, upper = lev.sensitivities([[1.0], [1e-250]], 0.5)
     np.testing.assert_allclose([lower[1], upper[1]], 1e-125, rtol=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=6), st.sampled_from([1.0, 3.0, 1024.0]), st.sampled_from([1.0, 0.5, 1e-300])
+)
+def test_entries_lie_between_numbers_whatever_is_known_of_normalisers(column, p, decay):
+    keys = np.array(column)[:, None]
+    sketch = lev.Sketch(1, 0.01, p, decay=decay).update(keys)
+    queries = np.array([[1.0], [0.0], [1e300], [1e-310]])
+    nothing, all_ = np.zeros(4), np.full(4, np.inf)
+    for known in (None, (nothing, all_), (all_, all_), sketch.normalizer(queries)):
+        hits = sketch.heavy_hitters(queries, normalizer=known)
+        assert np.all((hits.lower.data >= 0) & (hits.lower.data <= hits.data) & (hits.data <= 1))
+    assert np.isfinite(sketch.second_pass(keys).scores).all()
