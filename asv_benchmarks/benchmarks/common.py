@@ -31,13 +31,14 @@ def make_heads(heads, n, d, seed=0):
 def interleaved(tasks, repeats=REPEATS, before=lambda: None):
     """Return the median seconds of each task, all run in turn after one warm-up, ``before()`` ahead of each.
 
-    The pause lets the idle threads of the last BLAS call go to sleep, so that no task pays for another's.
+    The pause lets the idle threads of the last BLAS call go to sleep, so that no task pays for another's: OpenBLAS lets
+    them spin for 0.11 s.
     """
     seconds = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
             before()
-            time.sleep(0.06)
+            time.sleep(0.15)
             start = time.perf_counter()
             task()
             if turn:
