@@ -164,7 +164,8 @@ def heavy_entries(queries: Any, keys: Any, epsilon: float, p: float = 2.0) -> sp
 
     The reference that everything faster is held to: float64, straight from the definition, O(m n d).
     ``queries`` is (m, d), ``keys`` (n, d); the result is a float64 ``scipy.sparse.csr_array`` (m, n) with
-    sorted columns.  A query that is orthogonal to every key has no entries.
+    sorted columns.  A query that is orthogonal to every key has no entries.  Entries of a key count as 0 where float64
+    cannot hold them beside the largest of their column (2^-1000 of it, which shows for p far below 1 only).
     Raises TypeError and ValueError for bad input.
 
     >>> import lev

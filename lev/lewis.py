@@ -57,8 +57,9 @@ def sensitivities(
     """Return (lower, upper), each float64 (m,): proved bounds on max_q |<q,k_j>|^p / sum_l |<q,k_l>|^p.
 
     ``keys`` is (n, d), any real dtype, and ``rows`` (m,) the indices of the keys asked for, by default all.
-    Guarantee: lower <= sensitivity <= upper, rounding included, but directions below
-    :func:`lev.bounds.resolution` count as null.  For p >= 1 bounds are refined until
+    Guarantee: lower <= sensitivity <= upper, rounding included, but directions below :func:`lev.bounds.resolution`
+    count as null, and as 0 what float64 cannot hold beside the largest entry of its column (2^-1000 of it, which
+    shows for p far below 1 only).  For p >= 1 bounds are refined until
     lower >= (1 - tolerance) upper; where rounding forbids that, or the rounds run out (p near 1 or above 6), the
     bracket stays wider.  For p < 1 the upper end is the Lewis weight and the lower end what some query gives, at
     worst a factor r^{1-p/2} below.
