@@ -231,9 +231,7 @@ class Candidates:
         for places, frame, scales in aged(judge.frame, ages):
             own = judge if frame is judge.frame else replace(judge, frame=frame)
             lower[places], upper[places] = own.ends(rows.keys[places], scales)
-        if self.weighting.p != 2:
-            upper = np.maximum(upper, np.where(rows.keys.any(axis=1), bounds.SMALLEST_ODDS, 0.0))
-        return self.weighting.ends(lower, upper, self.mass, self.form.rows, ages)
+        return self.weighting.ends(lower, self.form.floored(upper, rows.keys), self.mass, self.form.rows, ages)
 
     def _own(self, rows: Rows, judge: Factor) -> np.ndarray:
         """Return upper bounds on the scores of rows that are in the form of the judge."""

@@ -19,7 +19,7 @@ import scipy  # its parts load when they are first used
 
 from lev import backend, bounds, rounding
 from lev.factor import Bound, Factor, Screen
-from lev.frame import Frame, Groups, Stacked, whitening_frame
+from lev.frame import LARGEST, Frame, Groups, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
 
@@ -80,8 +80,7 @@ class Form:
         form = replace(self, limit=min(self.limit, bounds.margin(block.dtype)))
         if self.rank == 0:
             grown, _ = form._in_columns_of(block, factors)._summed(block, factors)
-            large = np.trace(grown.gram) >= bounds.SMALLEST_PIVOT**2  # and not of products that underflowed
-            if large and np.isfinite(grown.gram).all() and grown.margin() <= grown.limit / 4:  # with room to grow
+            if np.isfinite(grown.gram).all() and grown.margin() <= grown.limit / 4:  # with room to grow
                 return grown, None
         if judge is None or self.rank == 0:
             return form._stepwise(block, np.arange(len(block)), factors, step), None
@@ -97,7 +96,7 @@ class Form:
         with np.errstate(invalid="ignore"):  # what is not finite shows in the sum
             columns[: block.shape[1]] = np.abs(first).max(axis=0, initial=0)
         power = 0 if factors is None else np.frexp(factors[:_STEP].max(initial=0))[1]
-        exponents = np.where(columns > 0, np.frexp(columns)[1] + power, 0).clip(-1000, 1000).astype(np.int64)
+        exponents = np.where(columns > 0, np.frexp(columns)[1] + power, 0).clip(-LARGEST, LARGEST).astype(np.int64)
         return replace(self, frame=Frame(exponents), gram=np.zeros((self.frame.dim, self.frame.dim)))
 
     def _summed(
@@ -125,7 +124,9 @@ class Form:
         with np.errstate(over="ignore", invalid="ignore"):
             gram, energy, odds = self.frame.grams(piece, factors, groups)
             leaves = self._leaves(piece, factors)
-            return _Part(gram, energy, leaves, odds if screen is None else screen(piece, factors, odds))
+            if screen is not None:
+                odds = self.floored(screen(piece, factors, odds), piece)
+            return _Part(gram, energy, leaves, odds)
 
     def _leaves(self, rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
         """Say which rows, each times its factor, leave the span."""
@@ -173,6 +174,10 @@ class Form:
                 odds = odds + self._outside(rows, factors, self.frame.hidden)
             else:
                 odds[self._leaves(rows, factors)] = np.inf
+        return self.floored(odds, rows)
+
+    def floored(self, odds: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return odds or scores of rows, (m,), raised where they may have underflowed: they are 0 for zeros alone."""
         tiny = np.flatnonzero(odds < bounds.SMALLEST_ODDS)
         if len(tiny):
             odds[tiny] = np.where(self._some(rows[tiny]), bounds.SMALLEST_ODDS, 0.0)
@@ -302,7 +307,7 @@ class Form:
         Part of the power goes into the Gram matrix, so that it does not grow with time.
         """
         grown = int(np.frexp(np.trace(self.gram))[1]) // 2 if self.sums else 0
-        grown = min(grown, 1000 - int(self.frame.exponents.max()) + power)
+        grown = min(grown, LARGEST - int(self.frame.exponents.max()) + power)
         frame = self.frame.shifted(power - grown)
         gram, tail = np.ldexp(self.gram, -2 * grown), np.ldexp(self.tail, -grown)
         return replace(self, frame=frame, gram=gram, tail=tail), None if judge is None else judge.shifted(frame, grown)
@@ -341,7 +346,7 @@ class Form:
         for name, array, shape, dtype in arrays:
             if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
                 raise ValueError(f"{name} must be finite {np.dtype(dtype)} of shape {shape}")
-        if rank > dim or (triangle is None and rank != dim) or exponents.max() > 1000:
+        if rank > dim or (triangle is None and rank != dim) or exponents.max() > LARGEST:
             raise ValueError("the form's rank or exponents are out of range")
         if triangle is not None and not np.array_equal(np.sort(triangle.pivots), np.arange(dim)):
             raise ValueError("pivots must be a permutation")

@@ -13,6 +13,7 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 
 NEVER = -(2**20)  # the power of two of zero
+LARGEST = 1000  # the powers of two, either way, that a column is scaled by
 ERA = 448
 """Powers of two that the scales of rows of one block may span: twice that is far from underflow."""
 
@@ -211,7 +212,7 @@ def aged(frame: Frame, ages: np.ndarray) -> Iterator[tuple[slice | np.ndarray, F
 
 def near(frame: Frame, ages: np.ndarray) -> bool:
     """Say whether neither scales of rows, 2^ages, nor those of the frame are near the ends of float64."""
-    return bool(ages.min(initial=0) > -2 * ERA and frame.exponents.max() >= -1000)
+    return bool(ages.min(initial=0) > -2 * ERA and frame.exponents.max() >= -LARGEST)
 
 
 def for_kernels(rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -302,4 +303,4 @@ def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
         return None
     joint = np.where(joint == NEVER, 0, joint)
     energy = sum(np.square(np.ldexp(part.rows, part.exponents - joint)).sum(axis=0) for part in parts)
-    return np.clip(joint + np.frexp(np.sqrt(energy))[1], -1000, 1000).astype(np.int64)
+    return np.clip(joint + np.frexp(np.sqrt(energy))[1], -LARGEST, LARGEST).astype(np.int64)

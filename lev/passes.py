@@ -61,7 +61,7 @@ def two_pass(source: Any, epsilon: float, *, start: int = 0, **options: Any) -> 
 def _replay(source: Any, options: dict[str, Any]) -> Callable[[], Iterable[Any]]:
     listed = source if isinstance(source, list | tuple) else [source]
     files = [item for item in listed if isinstance(item, str | os.PathLike | Reader)]
-    if isinstance(source, Iterator) or any(isinstance(item, str | os.PathLike) and str(item) == "-" for item in files):
+    if isinstance(source, Iterator) or any(str(item) == "-" for item in files):
         raise ValueError("source can be read once only; give a file, an array or a function that returns the blocks")
     if listed and not files and not hasattr(source, "ndim") and isinstance(source, Iterable):
         return lambda: source

@@ -12,14 +12,20 @@ from lev.frame import Frame
 
 
 def gram_margin(dim: int, sums: int, gram: np.ndarray, smallest: float | None = None) -> float:
-    """Return the relative margin of a form's Gram matrix, given (a lower bound on) its least eigenvalue."""
+    """Return the relative margin of a form's Gram matrix, given (a lower bound on) its least eigenvalue.
+
+    It is infinite where products that count may have underflowed.
+    """
+    if not len(gram):
+        return 0.0
+    size = np.trace(gram)
     if smallest is None:
-        smallest = float(np.linalg.eigvalsh(gram)[0]) if len(gram) else 1.0
-    if not smallest > 0:
+        smallest = float(np.linalg.eigvalsh(gram)[0])
+    if not (smallest > 0 and size >= bounds.SMALLEST_PIVOT**2):
         return math.inf
     error = _gram_error(dim, sums) + 4 * bounds.dot_error(dim)
     with np.errstate(over="ignore"):
-        return float(error * np.trace(gram) / np.float64(smallest))
+        return float(error * size / np.float64(smallest))
 
 
 def root_margin(dim: int, sums: Any, size: Any, inverse: Any) -> Any:

@@ -156,10 +156,10 @@ def _one_pass(
             grams[c] += z.T @ (_tempered(column, p)[:, None] * z)
         if weights is not None:
             u = np.stack([_tempered(np.abs(z @ query), p) for query in weights], axis=1) * (z @ steps.T)
-            sizes = np.abs(u)
-            norms = np.maximum(norms, sizes.max(axis=0, initial=0)) if p == 1 else norms + (sizes**power).sum(axis=0)
+            terms = np.abs(u)
+            norms = np.maximum(norms, terms.max(axis=0, initial=0)) if p == 1 else norms + (terms**power).sum(axis=0)
             sums += u.T @ z
-            blurs += (blur + bounds.dot_error(rank + seen) * np.linalg.norm(z, axis=1)) @ sizes
+            blurs += (blur + bounds.dot_error(rank + seen) * np.linalg.norm(z, axis=1)) @ terms
     own = np.maximum(np.abs(np.einsum("cr,cr->c", queries, targets)) - pads * size, 0) * (
         1 - bounds.dot_error(4 * rank)
     )

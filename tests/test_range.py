@@ -113,6 +113,23 @@ def test_keys_after_many_rows_of_zeros(p, size):
         assert_held(lev.two_pass(keys[:, None], 0.02), keys, np.arange(1003), p, 1)
 
 
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(-4, 0)), min_size=1, max_size=5),
+    st.sampled_from([-1060, -500, 0, 500, 1010]) | st.integers(-545, -505),  # where squares have few bits
+    st.integers(0, 5),
+    st.sampled_from([0, 300]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_keys_of_one_size_among_rows_of_zeros(numbers, top, place, zeros, p):
+    column = np.array([np.ldexp(float(part), top + power) for part, power in numbers])
+    column = np.insert(column, [min(place, len(numbers))] * zeros, 0.0)
+    merged = lev.Sketch(1, 0.02, p).update(column[:150, None])
+    merged.merge(lev.Sketch(1, 0.02, p, start=len(column[:150])).update(column[150:, None]))
+    for sketch in (lev.Sketch(1, 0.02, p).update(column[:, None]), merged):
+        assert_held(sketch.universal_set(), column, np.arange(len(column)), p, 1)
+
+
 @pytest.mark.parametrize(
     ("ids", "column"),
     [
@@ -254,3 +271,19 @@ def test_entries_lie_between_numbers_whatever_is_known_of_normalisers(column, p,
         hits = sketch.heavy_hitters(queries, normalizer=known)
         assert np.all((hits.lower.data >= 0) & (hits.lower.data <= hits.data) & (hits.data <= 1))
     assert np.isfinite(sketch.second_pass(keys).scores).all()
+
+
+@pytest.mark.parametrize("heads", [(), (2,)])
+@pytest.mark.parametrize(
+    ("ids", "column"),
+    [
+        ([738, 629, 406, 865], [2.0261306488676723e177, -1.296774530347984e-223, 2.7606985387162255e70, -1e-311]),
+        ([3697, 3804, 5750, 6784, 6836, 8091], [0.0, 0.0, 4.0, 0.0, -2.42843e-319, 0.0]),
+        ([2985, 5480, 5624, 7358], [6.0, 1.1235582092889474e307, 0.0, 2.7516420536594796e-135]),
+    ],
+)
+def test_what_is_left_out_is_0_for_zeros_alone(ids, column, heads):
+    sketch = lev.Sketch(1, 0.3, decay=0.5, heads=heads)
+    sketch.admit(np.broadcast_to(np.array(column)[:, None], (*heads, len(ids), 1)), np.array(ids))
+    for found in sketch.universal_set() if heads else [sketch.universal_set()]:
+        assert_held(found, column, np.array(ids), 2)

@@ -372,7 +372,6 @@ def test_memory_does_not_grow_with_the_stream():
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-
     keys = RNG.standard_normal((70_000, 32)).astype(np.float32)
     monkeypatch.setattr(threads, "cores", lambda: 1)
     alone = lev.Sketch(32, 0.001).update(keys).to_bytes()
