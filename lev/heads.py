@@ -19,7 +19,7 @@ from lev.form import Form
 from lev.frame import Frame, for_kernels, near
 from lev.rows import Ragged, Rows, joined
 
-_BATCH = 2**19  # numbers of one batch: some heads of a block
+_BATCH = 2**20  # numbers of one batch: some heads of a block
 _QUIET = np.errstate(all="ignore")  # a head that is not finite is not accurate, and does not spoil the others
 
 

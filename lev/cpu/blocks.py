@@ -10,10 +10,10 @@ import math
 import numba
 import numpy as np
 
-from lev.cpu.rows import CHUNK, fold, scores, widen
-from lev.cpu.tile import HIGH, add_gram, add_product, from_tiles, padded, tiles
+from lev.cpu.rows import CHUNK, fold, held, scored, widen
+from lev.cpu.tile import BYTES, HIGH, WIDE, add_gram, add_product, from_tiles, padded, tiles
 
-# compiled code is cached by file: this line changes with tile.py and rows.py, which are inlined here; now b69e36f9
+# compiled code is cached by file: this line changes with tile.py and rows.py, which are inlined here; now b3408220
 _FAST = {"reassoc", "contract"}
 
 
@@ -131,9 +131,21 @@ def bound(rows, factors, starts, scale, whiten, squares, norms):
 
     ``scale`` (heads, D) and the lower triangles W = ``whiten``, (heads, D, D), are those of each row's head.
     """
-    for head in range(len(scale)):
+    products(rows, factors, starts, scale, whiten, np.float64, squares, norms)
+
+
+@numba.njit(cache=True, nogil=True)
+def products(rows, factors, starts, scale, whiten, kind, squares, norms):
+    """Do what :func:`bound` does with products in the precision ``kind``."""
+    heads, dim = scale.shape
+    x, right = held(dim, kind), np.zeros((dim, padded(dim)), kind)
+    first = np.arange(0, dim, WIDE * (BYTES // right.itemsize))  # above the diagonal W has zeros
+    for head in range(heads):
+        for i in range(dim):
+            for j in range(i + 1):
+                right[i, j] = whiten[head, i, j]
         some = slice(starts[head], starts[head + 1])
-        scores(rows[some], factors[some], scale[head], whiten[head], squares[some], norms[some])
+        scored(rows[some], factors[some], scale[head], right, first, x, squares[some], norms[some])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -143,10 +155,10 @@ def screen(rows, factors, starts, scale, whiten, kind, terms, epsilon, upper, mo
     The products are taken in the precision ``kind``; ``terms``, (3, heads), are own, others and least; ``most`` gets
     the largest of each head that is below epsilon.
     """
-    norms, lower = np.empty(len(rows)), np.empty(whiten.shape[1:], kind)
+    norms = np.empty(len(rows))
+    products(rows, factors, starts, scale, whiten, kind, upper, norms)
     for head in range(len(scale)):
-        some, most[head], lower[:] = slice(starts[head], starts[head + 1]), 0.0, whiten[head]
-        scores(rows[some], factors[some], scale[head], lower, upper[some], norms[some])
+        most[head] = 0.0
         own, others, least = terms[:, head]
         for i in range(starts[head], starts[head + 1]):
             found = own * upper[i] + others * norms[i] + (least if norms[i] > 0 else 0.0)

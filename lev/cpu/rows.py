@@ -116,15 +116,25 @@ def scores(rows, factors, scale, matrix, out, norms):
     float64.  Rows of zeros on top of its columns are left out, so a lower triangle takes half the work of a square; and
     no product is ever written.
     """
-    m, dim, columns = len(rows), len(scale), matrix.shape[1]
-    step = CHUNK // HIGH * HIGH
-    x, right = np.zeros((step, padded(dim)), matrix.dtype), np.zeros((dim, padded(columns)), matrix.dtype)
+    dim, columns = matrix.shape
+    x, right = held(dim, matrix.dtype), np.zeros((dim, padded(columns)), matrix.dtype)
     for i in range(dim):
         for j in range(columns):
             right[i, j] = matrix[i, j]
-    first = firsts(right, columns)
-    for start in range(0, m, step):
-        some = slice(start, min(start + step, m))
+    scored(rows, factors, scale, right, firsts(right, columns), x, out, norms)
+
+
+@numba.njit(cache=True, nogil=True)
+def held(dim, kind):
+    """Return zeros for the rows that :func:`scored` widens at a time."""
+    return np.zeros((CHUNK // HIGH * HIGH, padded(dim)), kind)
+
+
+@numba.njit(cache=True, nogil=True)
+def scored(rows, factors, scale, right, first, x, out, norms):
+    """Do what :func:`scores` does, given R ``padded`` wide, what ``firsts`` says of it, and room for rows ``held``."""
+    for start in range(0, len(rows), len(x)):
+        some = slice(start, min(start + len(x), len(rows)))
         widen(rows[some], factors[some], scale, x, norms[some])
         squares(x, right, first, out[some])
 
