@@ -136,8 +136,11 @@ def check_finite(name: str, rows: np.ndarray, offset: int = 0) -> None:
 
 def finite_copy(name: str, array: np.ndarray, offset: int = 0) -> np.ndarray:
     """Return a copy of rows in the same memory order, on all cores.  Raises as :func:`check_finite` does."""
-    copy = np.empty_like(array)
-    source, target = (rows.ravel(order="K") for rows in (array, copy))
+    # of axes of one stride, as of broadcast and of overlapping rows, NumPy may take another first in each array
+    order = np.argsort([-abs(stride) if stride else -np.inf for stride in array.strides], kind="stable")
+    source = array.transpose(order)
+    copy = np.empty(source.shape, array.dtype)
+    source, target = source.ravel(), copy.ravel()
 
     def taken(part: slice) -> bool:
         target[part] = source[part]  # what is read again is still in cache
@@ -146,7 +149,7 @@ def finite_copy(name: str, array: np.ndarray, offset: int = 0) -> np.ndarray:
     parts = slices(len(source), _COPIED)
     if not all(run(taken, parts) if len(parts) > 1 else map(taken, parts)):
         check_finite(name, array, offset)
-    return copy
+    return copy.transpose(np.argsort(order))
 
 
 def indices(name: str, values: Any, count: int) -> np.ndarray:

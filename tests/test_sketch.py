@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lev
 from lev import bounds
@@ -38,6 +40,20 @@ def state(sketch):
 )
 def test_any_layout_is_the_same_keys(form):
     assert lev.Sketch(4, 0.1).update(form(KEYS)) == lev.Sketch(4, 0.1).update(KEYS)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_strides_are_the_same_keys(data):
+    """Broadcast, expanded, reversed and overlapping arrays, too."""
+    heads = data.draw(st.sampled_from([(), (2,), (2, 3)]))
+    shape = (*heads, data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4)))
+    steps = data.draw(st.lists(st.integers(-5, 5), min_size=len(shape), max_size=len(shape)))
+    numbers = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal(200)
+    keys = np.lib.stride_tricks.as_strided(numbers[100:], shape, [8 * step for step in steps])
+    for make in (lev.Sketch, lev.CausalSketch):
+        taken, plain = (make(shape[-1], 0.1, heads=heads) for _ in range(2))
+        assert taken.update(keys).update(keys) == plain.update(keys.copy()).update(keys.copy())
 
 
 def test_memory_maps_are_read_block_by_block(tmp_path):
