@@ -19,7 +19,7 @@ import scipy  # its parts load when they are first used
 
 from lev import backend, bounds, rounding
 from lev.factor import Bound, Factor, Screen
-from lev.frame import LARGEST, Frame, Groups, Stacked, whitening_frame
+from lev.frame import FADED, LARGEST, Frame, Groups, Stacked, whitening_frame
 
 _STEP = 256  # rows of the first of the QRs by which a block finds its frame; each further one is twice as long
 
@@ -96,7 +96,7 @@ class Form:
         with np.errstate(invalid="ignore"):  # what is not finite shows in the sum
             columns[: block.shape[1]] = np.abs(first).max(axis=0, initial=0)
         power = 0 if factors is None else np.frexp(factors[:_STEP].max(initial=0))[1]
-        exponents = np.where(columns > 0, np.frexp(columns)[1] + power, 0).clip(-LARGEST, LARGEST).astype(np.int64)
+        exponents = np.where(columns > 0, np.frexp(columns)[1] + power, 0).astype(np.int64)
         return replace(self, frame=Frame(exponents), gram=np.zeros((self.frame.dim, self.frame.dim)))
 
     def _summed(
@@ -188,7 +188,12 @@ class Form:
         return rows.any(axis=1) | (rows.shape[1] < self.frame.dim)
 
     def _sound(self, judge: Factor) -> bool:
-        """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first."""
+        """Say whether the margin is within its limit; the eigenvalues only grow, so old ones are tried first.
+
+        With faded columns, which the QR releases, it is not.
+        """
+        if self.frame.exponents.min() < FADED:
+            return False
         if judge.frame is self.frame and self.margin(judge.values[0]) <= self.limit:
             return True
         return bool(np.isfinite(self.gram).all()) and self.margin() <= self.limit
@@ -307,7 +312,7 @@ class Form:
         Part of the power goes into the Gram matrix, so that it does not grow with time.
         """
         grown = int(np.frexp(np.trace(self.gram))[1]) // 2 if self.sums else 0
-        grown = min(grown, LARGEST - int(self.frame.exponents.max()) + power)
+        grown = min(grown, max(LARGEST - int(self.frame.exponents.max()) + power, 0))
         frame = self.frame.shifted(power - grown)
         gram, tail = np.ldexp(self.gram, -2 * grown), np.ldexp(self.tail, -grown)
         return replace(self, frame=frame, gram=gram, tail=tail), None if judge is None else judge.shifted(frame, grown)
@@ -346,7 +351,7 @@ class Form:
         for name, array, shape, dtype in arrays:
             if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
                 raise ValueError(f"{name} must be finite {np.dtype(dtype)} of shape {shape}")
-        if rank > dim or (triangle is None and rank != dim) or exponents.max() > LARGEST:
+        if rank > dim or (triangle is None and rank != dim) or exponents.max() > 2 * LARGEST:
             raise ValueError("the form's rank or exponents are out of range")
         if triangle is not None and not np.array_equal(np.sort(triangle.pivots), np.arange(dim)):
             raise ValueError("pivots must be a permutation")

@@ -13,7 +13,8 @@ import scipy  # its parts load when they are first used
 from lev import backend, bounds
 
 NEVER = -(2**20)  # the power of two of zero
-LARGEST = 1000  # the powers of two, either way, that a column is scaled by
+LARGEST = 1000  # the powers of two, either way, that a column can be scaled by in one multiplication
+FADED = -2 * LARGEST  # the power of two of a column, in units of the latest rows, below which it sinks and is released
 ERA = 448
 """Powers of two that the scales of rows of one block may span: twice that is far from underflow."""
 
@@ -117,14 +118,34 @@ class Frame:
 
     @cached_property
     def scale(self) -> np.ndarray:
-        with np.errstate(over="ignore"):  # beside columns long faded what comes is infinite, and goes through the QR
+        """What columns are multiplied by, (D,), but for those that are far."""
+        with np.errstate(over="ignore"):
             return np.ldexp(1.0, -self.exponents)
+
+    @cached_property
+    def far(self) -> np.ndarray:
+        """Which columns take more than one multiplication to scale."""
+        return np.flatnonzero(np.abs(self.exponents) > LARGEST)
+
+    def _given(self, rows: np.ndarray, factors: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows and factors for kernels, and the scale that is left to them: far columns have theirs already.
+
+        Beside a column long faded what comes may be infinite.
+        """
+        rows, factors = for_kernels(rows, factors)
+        far = self.far[self.far < rows.shape[1]]  # the constant of an intercept is not far
+        if not len(far):
+            return rows, factors, self.scale
+        rows, scale = rows.astype(np.float64), self.scale.copy()
+        with np.errstate(over="ignore"):
+            rows[:, far], scale[far] = np.ldexp(rows[:, far], -self.exponents[far]), 1.0
+        return rows, factors, scale
 
     def widen(self, rows: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the scaled float64 rows x, (m, D), each times its factor, and their squared norms."""
-        rows, factors = for_kernels(rows, factors)
+        rows, factors, scale = self._given(rows, factors)
         x, norms = np.empty((len(rows), self.dim)), np.empty(len(rows))
-        backend.kernels_of(rows).widen(rows, factors, self.scale, x, norms)
+        backend.kernels_of(rows).widen(rows, factors, scale, x, norms)
         return x, norms
 
     def scores(self, rows: np.ndarray, factors: np.ndarray | None, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,9 +153,9 @@ class Frame:
 
         The products are taken in the precision of the matrix; a lower triangle takes half as many.
         """
-        rows, factors = for_kernels(rows, factors)
+        rows, factors, scale = self._given(rows, factors)
         squares, norms = np.empty(len(rows)), np.empty(len(rows))
-        backend.kernels_of(rows).scores(rows, factors, self.scale, matrix, squares, norms)
+        backend.kernels_of(rows).scores(rows, factors, scale, matrix, squares, norms)
         return squares, norms
 
     def coordinates(self, x: np.ndarray) -> np.ndarray:
@@ -148,12 +169,12 @@ class Frame:
 
         Also what ``groups`` bounds: the odds of each.
         """
-        rows, factors = for_kernels(rows, factors)
+        rows, factors, scale = self._given(rows, factors)
         rank, triangle = self.rank, self.triangle
         gram, energy, odds = np.empty((rank, rank)), np.zeros(self.dim), np.empty(-(-len(rows) // groups.size))
         turn = (_NO_PIVOTS, np.zeros((0, 0))) if triangle is None else (triangle.pivots[:rank], triangle.inverse)
         given = groups.precision, (groups.own, groups.rounding), groups.size, backend.GROUPS[1]
-        backend.kernels_of(rows).gram(rows, factors, self.scale, *turn, *given, gram, energy, odds)
+        backend.kernels_of(rows).gram(rows, factors, scale, *turn, *given, gram, energy, odds)
         return gram, energy, odds
 
     def leaves(self, x: np.ndarray, charges: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
@@ -293,7 +314,7 @@ def _excused(rows: np.ndarray, excuse: float, tail: float) -> tuple[int, float]:
 
 
 def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
-    """Return for each column the power of two of its norm over all parts; None if all are zero."""
+    """Return for each column the power of two of its norm over all parts, FADED or more; None if all are zero."""
     largest = [np.abs(part.rows).max(axis=0, initial=0) for part in parts]
     tops = [
         np.where(top > 0, np.frexp(top)[1] + part.exponents, NEVER) for top, part in zip(largest, parts, strict=True)
@@ -303,4 +324,4 @@ def _joint_exponents(parts: Sequence[Stacked]) -> np.ndarray | None:
         return None
     joint = np.where(joint == NEVER, 0, joint)
     energy = sum(np.square(np.ldexp(part.rows, part.exponents - joint)).sum(axis=0) for part in parts)
-    return np.clip(joint + np.frexp(np.sqrt(energy))[1], -LARGEST, LARGEST).astype(np.int64)
+    return np.maximum(joint + np.frexp(np.sqrt(energy))[1], FADED).astype(np.int64)

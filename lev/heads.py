@@ -217,7 +217,7 @@ def _added(
     known; with columns that are too large or small for that it is not healthy.
     """
     fresh = np.array([form.rows == 0 for form in forms])
-    plain = np.array([form.frame.triangle is None and form.excuse == 0 for form in forms])
+    plain = np.array([form.frame.triangle is None and form.excuse == 0 and not len(form.frame.far) for form in forms])
     scale = np.where(fresh[:, None], 1.0, np.ldexp(1.0, [-form.frame.exponents for form in forms]))
     gram = np.empty((*scale.shape, scale.shape[1]))
     rows, factors = for_kernels(block.rows.keys, factors)

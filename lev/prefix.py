@@ -16,7 +16,7 @@ import scipy  # its parts load when they are first used
 from lev import bounds, heavy
 from lev.factor import Factor, proved_ends, scores_of
 from lev.form import Form
-from lev.frame import LARGEST, NEVER, Frame
+from lev.frame import NEVER, Frame
 
 _ROOM = 200  # powers of two that rows of a block may grow by before float64 loses the squares of the first
 
@@ -127,7 +127,7 @@ def entries(
         return query, key, weight
     _, roots, root_powers = heavy.roots_of(before, queries)
     scaled, powers = heavy.in_one_binade(queries, last)
-    frame = Frame(last.clip(-LARGEST))  # zeros stay what they are
+    frame = Frame(last)  # zeros stay what they are
     logits = np.hstack([scaled @ frame.widen(part)[0].T for part in parts])
     squares = np.square(logits)
     squares[:, -len(block) :] *= np.tri(m, len(block), len(block) - m)
@@ -141,7 +141,7 @@ def _units(before: Form, block: np.ndarray) -> np.ndarray:
     """Return the power of two of each column over the rows of a form and of a block, (D,), NEVER for zeros."""
     sizes = np.ones(before.frame.dim)
     sizes[: block.shape[1]] = np.abs(block).max(axis=0)
-    units = np.where(sizes > 0, np.frexp(sizes)[1].clip(-LARGEST), NEVER)
+    units = np.where(sizes > 0, np.frexp(sizes)[1], NEVER)
     triangle = before.frame.triangle  # without one no column holds zeros alone
     live = np.ones(len(units), bool) if triangle is None else triangle.root.any(axis=0)
     return np.where(live, np.maximum(units, before.frame.exponents), units)

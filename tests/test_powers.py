@@ -283,7 +283,7 @@ def test_directions_not_seen_for_long_are_released():
     rng = np.random.default_rng(6)
     keys = rng.standard_normal((20_000, 3))
     keys[5:, 2] = 0
-    sketch = lev.Sketch(3, 0.05, decay=0.9)
+    sketch = lev.Sketch(3, 0.05, decay=0.8)
     assert sketch.update(keys[:50]).rank == 3
     assert sketch.update(keys[50:]).rank == 2
     sketch.update(np.eye(3)[2:])

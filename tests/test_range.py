@@ -287,3 +287,28 @@ def test_what_is_left_out_is_0_for_zeros_alone(ids, column, heads):
     sketch.admit(np.broadcast_to(np.array(column)[:, None], (*heads, len(ids), 1)), np.array(ids))
     for found in sketch.universal_set() if heads else [sketch.universal_set()]:
         assert_held(found, column, np.array(ids), 2)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 4), st.integers(1, 20), st.sampled_from([1, 2, 4]), st.integers(0, 2**32))
+def test_columns_of_any_scale_beside_each_other(d, n, p, seed):
+    """Rows along the axes, in parts and windows of any length: an axis of subnormal numbers beside one near 2^1000."""
+    rng = np.random.default_rng(seed)
+    powers, axes, ids = rng.choice([-1074, -1068, -1040, -300, 0, 300, 1015], d), rng.integers(0, d, n), np.arange(n)
+    powers = np.clip(powers[axes] + rng.integers(-1, 2, n) * rng.choice([0, 3, 600]), -1074, 1015)
+    keys, epsilon = np.zeros((n, d)), 0.2
+    keys[ids, axes] = np.ldexp(rng.integers(-4, 5, n).astype(float), powers)
+    sketches = [lev.Sketch(d, epsilon, p) for _ in range(2)]
+    window = lev.SlidingWindowSketch(d, epsilon, n, block=int(rng.integers(1, n + 1)))
+    for part in np.split(ids, np.flatnonzero(rng.random(n) < rng.random())):
+        sketches[rng.integers(2)].admit(keys[part], part)
+        window.update(keys[part])
+    found = [lev.merge(sketches).universal_set()] + ([window.universal_set()] if p == 2 else [])
+    for axis in np.unique(axes):
+        own = ids[axes == axis]
+        truth = weights(keys[own, axis], own, p, 1.0)
+        for known in found:
+            said = dict(zip(known.indices.tolist(), known.scores.tolist(), strict=True))
+            for i, weight in zip(own.tolist(), truth, strict=True):
+                assert said.get(i, known.omitted) >= weight
+                assert i in said or weight < epsilon
