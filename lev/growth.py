@@ -16,7 +16,7 @@ import scipy  # its parts load when they are first used
 from lev import bounds
 from lev.eliminate import Coordinates
 from lev.lewis import lewis_weights
-from lev.triangle import LOOSE, triangle_of
+from lev.triangle import LOOSE, inverse_of, solved, triangle_of
 
 _ROUNDS = 12
 _CHUNK = 2**22  # numbers of one dense block
@@ -85,7 +85,7 @@ def flows(found: Coordinates, weights: np.ndarray, asked: np.ndarray, reach: flo
     """
     rows, n, rank = found.rows, len(found.rows), found.rank
     triangle = triangle_of(rows, np.sqrt(weights), LOOSE)
-    queries = scipy.linalg.cho_solve((triangle, False), rows[asked].T, check_finite=False)
+    queries = solved(triangle, rows[asked].T)
     flow = weights[:, None] * (rows @ queries)
     at = np.arange(len(asked))
     supply = 1 - flow[asked, at]
@@ -135,14 +135,14 @@ def _scores(found: Coordinates, group: np.ndarray, asked: np.ndarray) -> np.ndar
     triangle = triangle_of(part, np.ones(len(group)))
     if not np.abs(np.diagonal(triangle)).min() > 0:
         return np.full(len(asked), math.inf)
-    inverse = float(np.linalg.norm(scipy.linalg.solve_triangular(triangle, np.eye(rank), check_finite=False)))
+    inverse = float(np.linalg.norm(inverse_of(triangle)))
     lost = bounds.dot_error(len(group) * rank) * float(np.linalg.norm(triangle)) + float(
         np.linalg.norm(found.blur[group])
     )
     if not lost * inverse < 0.5:
         return np.full(len(asked), math.inf)
     roots = np.linalg.norm(
-        scipy.linalg.solve_triangular(triangle, found.rows[asked].T, trans=1, check_finite=False), axis=0
+        scipy.linalg.solve_triangular(triangle, found.rows[asked].T, trans=1, lower=True, check_finite=False), axis=0
     )
     pad = (found.blur[asked] + bounds.dot_error(4 * rank + 4) * found.norms[asked]) * inverse
     return ((roots + pad) / (1 - lost * inverse)) ** 2 * (1 + bounds.dot_error(8))

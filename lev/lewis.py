@@ -134,7 +134,7 @@ def _log_weights(found: Coordinates, p: float) -> tuple[np.ndarray, float]:
 
 
 def _triangle(found: Coordinates, log_weights: np.ndarray, limit: float = 0.0) -> tuple[np.ndarray, float]:
-    """Return R and s with R^T R = exp(-2 s) K^T exp(log_weights) K; the scale s keeps all within range."""
+    """Return T and s with T^T T = exp(-2 s) K^T exp(log_weights) K; the scale s keeps all within range."""
     parts = backend.slices(len(log_weights), backend.TASK)
     shift = max(backend.run(lambda part: float(np.max(log_weights[part] / 2 + found.log_sizes[part])), parts))
     factors = np.concatenate(backend.run(lambda part: np.exp(log_weights[part] / 2 - shift), parts))
@@ -194,7 +194,7 @@ def _certificates(found: Coordinates, p: float, log_v: np.ndarray) -> tuple[np.n
     triangle, shift = _triangle(found, (1 - 2 / p) * log_v)
     inverse = float(np.linalg.norm(inverse_of(triangle)))
     even = np.ldexp(found.rows, found.powers[:, None])
-    solved = scipy.linalg.solve_triangular(triangle, even.T, trans=1, check_finite=False)
+    solved = scipy.linalg.solve_triangular(triangle, even.T, trans=1, lower=True, check_finite=False)
     roots = np.ldexp(np.linalg.norm(solved, axis=0), -found.powers)
     pad = (found.blur + bounds.dot_error(4 * rank + 4) * found.norms) * inverse
     scale = np.exp((0.5 - 1 / p) * log_v - shift)

@@ -12,11 +12,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import scipy  # its parts load when they are first used
 
 from lev import bounds
 from lev.eliminate import Coordinates
-from lev.triangle import LOOSE, triangle_of
+from lev.triangle import LOOSE, solved, triangle_of
 
 _ROUNDS = 60
 _ROUNDS_BELOW_1 = 8
@@ -70,7 +69,7 @@ def least_squares(rows: np.ndarray, weights: np.ndarray, j: int) -> tuple[np.nda
     triangle = triangle_of(rows, np.sqrt(weights), LOOSE)
     x, u, left = np.zeros(rows.shape[1]), np.zeros(len(rows)), rows[j]
     for _ in range(2):
-        x = x + scipy.linalg.cho_solve((triangle, False), left, check_finite=False)
+        x = x + solved(triangle, left)
         u = weights * (rows @ x)
         left = rows[j] - rows.T @ u
     return x, u

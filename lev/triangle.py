@@ -15,17 +15,18 @@ LOOSE = 2.0**-12
 
 
 def triangle_of(rows: np.ndarray, factors: np.ndarray, limit: float = 0.0) -> np.ndarray:
-    """Return R, upper triangular, with R^T R = X^T X for X = factors[:, None] * rows, (n, r).
+    """Return T, lower triangular, with T^T T = X^T X for X = factors[:, None] * rows, (n, r).
 
-    It is the Cholesky factor of the Gram matrix where that is proved to be within the relative margin ``limit``; else
+    It is a Cholesky factor of the Gram matrix where that is proved to be within the relative margin ``limit``; else
     it comes from a QR factorisation of the rows sorted by norm, where small ones keep their digits beside large ones.
+    Either is of the columns in reverse: so T^{-1} is lower as well, as the kernels take it.
     Cost: n r^2 / 2 multiply-adds on all cores; for QR some twenty times as long.
     """
     if limit and (found := _by_cholesky(rows, factors, limit)) is not None:
         return found
     weighted = factors[:, None] * rows
-    order = np.argsort(-np.linalg.norm(weighted, axis=1), kind="stable")
-    return np.asarray(np.linalg.qr(weighted[order], mode="r"))
+    order = np.argsort(np.linalg.norm(weighted, axis=1), kind="stable")
+    return _reversed(np.asarray(np.linalg.qr(_reversed(weighted[order]), mode="r")))
 
 
 def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndarray | None:
@@ -35,7 +36,7 @@ def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndar
         parts = backend.run(lambda part: plain.grams(*part, none)[0], backend.pieces(rows, factors))
     gram = np.sum(parts, axis=0)
     try:
-        triangle = scipy.linalg.cholesky(gram)
+        triangle = _reversed(scipy.linalg.cholesky(_reversed(gram)))
     except (np.linalg.LinAlgError, ValueError):  # not definite, or not finite
         return None
     with np.errstate(over="ignore"):
@@ -44,15 +45,24 @@ def _by_cholesky(rows: np.ndarray, factors: np.ndarray, limit: float) -> np.ndar
 
 
 def inverse_of(triangle: np.ndarray) -> np.ndarray:
-    """Return R^{-1}."""
-    return scipy.linalg.solve_triangular(triangle, np.eye(len(triangle)), check_finite=False)
+    """Return T^{-1}."""
+    return scipy.linalg.solve_triangular(triangle, np.eye(len(triangle)), lower=True, check_finite=False)
+
+
+def solved(triangle: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return x with T^T T x = ``right``."""
+    half = scipy.linalg.solve_triangular(triangle, right, trans=1, lower=True, check_finite=False)
+    return scipy.linalg.solve_triangular(triangle, half, lower=True, check_finite=False)
 
 
 def squares_by(triangle: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Return what takes rows, times their factors, to |R^{-T} k|^2 of each.  Cost: r^2 / 2 multiply-adds a row."""
-    upper = np.asarray(np.linalg.qr(inverse_of(triangle).T, mode="r"))
-    lower, plain = np.ascontiguousarray(upper.T), _plain(len(triangle))  # L L^T = R^{-1} R^{-T}
-    return lambda rows, factors: plain.scores(rows, factors, lower)[0]
+    """Return what takes rows, times their factors, to |T^{-T} k|^2 of each.  Cost: r^2 / 2 multiply-adds a row."""
+    inverse, plain = np.ascontiguousarray(inverse_of(triangle)), _plain(len(triangle))
+    return lambda rows, factors: plain.scores(rows, factors, inverse)[0]
+
+
+def _reversed(matrix: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(matrix[::-1, ::-1])
 
 
 def _plain(rank: int) -> Frame:
