@@ -344,7 +344,9 @@ def _batches(file: Any, names: list[str], first: int, end: int, step: int) -> It
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     starts = np.cumsum([0, *sizes])
     groups = [i for i in range(len(sizes)) if starts[i] < end and starts[i + 1] > first]
-    place = int(starts[groups[0]]) if groups else 0
+    if not groups:
+        return
+    place = int(starts[groups[0]])
     for batch in file.iter_batches(batch_size=step, row_groups=groups, columns=names):
         low, high = max(first - place, 0), min(end - place, len(batch))
         if low < high:

@@ -37,6 +37,7 @@ def scan(f: Callable[[np.ndarray], np.ndarray], keys: np.ndarray, count: int = 1
 
 def bounds_hold(keys: np.ndarray) -> tuple[float, float]:
     """No query passes a bound; return how near the least function of each class comes."""
+    keys = keys[keys.any(axis=1)]
     found, rows = eliminate(keys), np.arange(len(keys))
     by_flow = flows(found, np.ones(len(keys)), rows, found.reach(1.0))[0]
     by_group = capped(found, rows)
