@@ -77,7 +77,7 @@ def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
             raise TypeError(f"{name} is on device {array.device}; only lev.device.DeviceSketch takes arrays on a GPU")
         if array.dtype == torch.bfloat16:
             return array.detach().view(torch.int16).numpy().view(BFLOAT16), Family("torch", torch.bfloat16)
-        return array.detach().numpy(), Family("torch")
+        return array.detach().resolve_neg().numpy(), Family("torch")
     if hasattr(array, "__dlpack__"):
         try:
             return np.from_dlpack(array), NUMPY

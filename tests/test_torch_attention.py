@@ -449,3 +449,33 @@ def test_second_moments_serve_where_they_are_accurate(causal, monkeypatch):
     monkeypatch.setattr(powers, "_sums", refused)
     q, k, v = qkv(1, 1, 1000, 1000, 8, batch=1, dtype=torch.float64)
     assert lev_attention(q, k, v, f=2, top_k=50, is_causal=causal).isfinite().all()
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16, None])
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_weights_hold_where_all_products_of_a_query_cancel(p, narrow):
+    """A key alone has weight 1, however near to orthogonal, and whatever autocast makes of products."""
+    key, query, value = randn(1, 1, 1, 64), randn(1, 1, 5000, 64, seed=1), torch.ones(1, 1, 1, 1)
+    with torch.autocast("cpu", narrow, enabled=narrow is not None):
+        out = lev_attention(query, key, value, f=p, top_k=1)
+    torch.testing.assert_close(out, torch.ones_like(out), rtol=2e-4, atol=0)
+
+
+def test_lost_queries_are_done_again_in_every_head_with_their_masks():
+    q, k, v = qkv(length=30, n=30)
+    k[:, 1] = k[:, 1, :1]
+    q[0, 1, 7] -= k[0, 1, 0] * (q[0, 1, 7] @ k[0, 1, 0]) / k[0, 1, 0].square().sum()
+    mask = torch.rand(2, 4, 30, 30, generator=torch.Generator().manual_seed(3)) < 0.6
+    for allowed, causal in ((None, False), (None, True), (mask, False), (mask[:, :, :1], False)):
+        out = lev_attention(q, k, v, f=3, top_k=30, attn_mask=allowed, is_causal=causal)
+        full = past(30, 30) if causal else None if allowed is None else allowed.expand(2, 4, 30, 30)
+        wanted = dense(q, k, v, 3, full)
+        torch.testing.assert_close(out.double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("f", ["softmax", 2])
+def test_a_key_that_causality_hides_from_all_that_the_mask_shows_it_to_takes_no_place(f):
+    k, v = torch.tensor([[[[1.0], [2.0]]]]), torch.tensor([[[[1.0], [5.0]]]])
+    mask = torch.tensor([[True], [False]])  # the last query sees nothing
+    out = lev_attention(torch.ones(1, 1, 2, 1), k, v, top_k=1, f=f, attn_mask=mask, is_causal=True, selector="norm")
+    torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 0.0]))

@@ -116,8 +116,9 @@ def test_the_batch_can_be_changed():
 def test_bad_input_names_itself_and_changes_nothing():
     with pytest.raises(ValueError, match="budget must hold 4 sinks and 64 recent tokens; got 60"):
         BoundedCache(60)
-    with pytest.raises(ValueError, match="selector must be a Streamed one"):
-        BoundedCache(80, selector=KMeans())
+    for selector in (KMeans(), "expected_attention"):
+        with pytest.raises(ValueError, match="selector must be a Streamed one of keys"):
+            BoundedCache(80, selector=selector)
     with pytest.raises(ValueError, match="selector must be a Streamed one"):
         BoundedCache(80, selector=Keep(Norm(), 1, 1))
     cache, keys = BoundedCache(80), stream(5)
@@ -222,3 +223,8 @@ def test_with_room_for_all_it_is_full_attention(top_k):
 def test_no_tokens_attend_to_nothing():
     none = torch.zeros(1, 1, 0, 4)
     assert bounded_attention(none, none, none, top_k=9, sinks=1, recent=3).shape == (1, 1, 0, 4)
+
+
+@pytest.mark.parametrize("selector", ["leverage", "centred_leverage", "norm"])
+def test_an_empty_batch_is_attended_to(selector):
+    assert bounded_attention(*torch.zeros(3, 0, 2, 30, 4), top_k=10, recent=4, selector=selector).shape == (0, 2, 30, 4)

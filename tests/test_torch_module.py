@@ -202,3 +202,54 @@ def test_what_is_causal_does_not_look_ahead_in_training_either(recompute):
     later[:, -1] *= 100
     one, other = (copy.deepcopy(layer)(rows, rows, rows, is_causal=True)[0][:, :-1] for rows in (x, later))
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_masks_of_encoder_layers_fit_powers_too(training):
+    """PyTorch's layers make numbers of bool masks on the way."""
+    ours = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0)
+    ours.self_attn = lt.LevAttention(16, 4, top_k=30, f=2)
+    ours.train(training)
+    short = ours(inputs()[:, :20])
+    torch.testing.assert_close(ours(inputs(), src_key_padding_mask=PADDED)[0, :20], short[0])
+    with pytest.raises(TypeError, match="attn_mask must be bool"):
+        ours(inputs(), BIAS[0])
+
+
+def test_masks_of_numbers_fit_what_autocast_makes_of_the_rows():
+    theirs, ours = pair()
+    x = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = ours(x, x, x, attn_mask=BIAS)[0], theirs(x, x, x, attn_mask=BIAS, need_weights=False)[0]
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("arguments", [{"recompute": 3}, {"warm_start": 3}, {"recompute": 2, "f": 2}], ids=str)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_neither_gradients_nor_the_count_of_steps(arguments, reentrant):
+    _, ours = pair(top_k=3, **arguments)
+    _, other = pair(top_k=3, **arguments)
+    for seed in range(6):
+        x = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+        (wanted,) = torch.autograd.grad(ours(x, x, x)[0].square().sum(), x)
+        y = x.detach().requires_grad_()
+        out = torch.utils.checkpoint.checkpoint(lambda rows: other(rows, rows, rows)[0], y, use_reentrant=reentrant)
+        out.square().sum().backward()
+        torch.testing.assert_close(y.grad, wanted)
+    assert ours.steps == other.steps == 6
+
+
+def test_it_compiles_in_a_process_where_no_kernel_ran_yet():
+    code = """
+import warnings; warnings.simplefilter("ignore")
+import torch, lev.torch as lt
+layer, x = lt.LevAttention(16, 4, top_k=5), torch.randn(2, 20, 16)
+first = torch.compile(layer, backend="eager")(x, x, x)[0]
+assert torch.equal(first, layer(x, x, x)[0])
+keys = torch.randn(2, 20, 4)
+for p in (2.0, 3.0):
+    found = torch.compile(lambda rows: lt.universal_keys(rows, top_k=5, p=p).indices, backend="eager")(keys)
+    assert torch.equal(found, lt.universal_keys(keys, top_k=5, p=p).indices)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

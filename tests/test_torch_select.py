@@ -432,3 +432,10 @@ def test_a_selector_is_refused_however_short_the_keys():
         lt.lev_attention(x, x, x, top_k=2, selector="x")
     with pytest.raises(ValueError, match="clusters must be >= 1; got -1"):
         lt.KMeans(-1)
+
+
+def test_keys_that_are_stored_negated_are_as_any():
+    keys = torch.randn(50, 8, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)).conj().imag
+    assert keys.is_neg()
+    for of in (lambda rows: lt.universal_keys(rows, top_k=3).indices, lambda rows: lev.leverage_scores(rows)):
+        assert torch.equal(of(keys), of(keys.clone().resolve_neg()))

@@ -134,6 +134,8 @@ def _usable(query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: boo
     usable = None
     if attn_mask is not None:
         allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -math.inf
+        if is_causal and allowed.shape[-2] > 1:
+            allowed = allowed & allowed.new_ones(allowed.shape[-2], key.shape[-2]).tril()
         usable = allowed.any(-2).expand(*query.shape[:-2], key.shape[-2])
         usable = usable.unflatten(-2, (key.shape[-3], -1)).any(-2) if _groups(key, query) > 1 else usable
     if is_causal and query.shape[-2] < key.shape[-2]:

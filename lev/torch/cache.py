@@ -62,8 +62,8 @@ class BoundedCache:
         if self.sinks + self.recent > self.budget:
             raise ValueError(f"budget must hold {sinks} sinks and {recent} recent tokens; got {budget}")
         chosen = resolve(selector)
-        if not isinstance(chosen, Streamed):
-            raise ValueError(f"selector must be a Streamed one, to score tokens as they come; got {selector!r}")
+        if not isinstance(chosen, Streamed) or chosen.of_queries:
+            raise ValueError(f"selector must be a Streamed one of keys, to score tokens as they come; got {selector!r}")
         self.selector = chosen
         self.reset()
 

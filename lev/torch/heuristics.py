@@ -115,6 +115,7 @@ class ExpectedAttention(Streamed):
     """
 
     scale: float | None = None
+    of_queries = True
 
     def summary(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the moments of the queries, (..., d + 1, d + 1).  Raises ValueError if there are none."""
@@ -207,6 +208,7 @@ class Held(Heuristic):
     """The scores of another selector, computed once for ``calls`` calls with keys of one shape.
 
     Between, the last scores stand for keys that they were not computed from: a heuristic, whatever is within.
+    A forward pass done again, :func:`again`, has the scores of the last one.
     """
 
     def __init__(self, selector: Selector, calls: int) -> None:
@@ -218,10 +220,18 @@ class Held(Heuristic):
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the scores of the selector within, of these keys or of earlier ones."""
-        if self._left == 0 or (self._scores.shape, self._scores.device) != (key.shape[:-1], key.device):
+        fits = (self._scores.shape, self._scores.device) == (key.shape[:-1], key.device)
+        if fits and again():
+            return self._scores
+        if self._left == 0 or not fits:
             self._scores, self._left = self.selector.scores(key, query=query, mask=mask), self.calls
         self._left -= 1
         return self._scores
+
+
+def again() -> bool:
+    """Say whether a forward pass is done again within the backward pass, as activation checkpointing does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _nearest(rows: Tensor, centres: Tensor, unused: Tensor) -> Any:

@@ -145,7 +145,8 @@ class LevCache(Cache):
     For any attention implementation: ``model.generate(**inputs, past_key_values=LevCache(512))``.  The arguments are
     those of :class:`lev.torch.cache.BoundedCache`, and so is what is promised of the tokens dropped; positions go on
     counting all tokens.  New tokens see each other and what was held; then the cache falls back to its budget.  So a
-    prompt is attended to in full unless it comes in chunks.
+    prompt is attended to in full unless it comes in chunks.  A layer with a sliding window sees the latest of the
+    tokens held, which may be older than its window: as before only if ``recent`` is the window or more.
 
     ``attention_mask`` (batch, n): that of the prompts, needed where they are padded (on the left, as generation
     wants it), so that padding is dropped first; ``reset`` forgets it with the prompts.  Beam search and repeated or

@@ -114,7 +114,7 @@ def leverage_bounds(rows: Tensor, dtype: torch.dtype) -> Tensor:
     if not rows.numel():
         return rows.new_zeros(rows.shape[:-1], dtype=torch.float64)
     heads = rows.reshape(-1, *rows.shape[-2:])
-    upper, wide = _on_cpu(heads) if rows.is_cpu else _checked(heads, limit)
+    upper, wide = _on_cpu(heads.detach()) if rows.is_cpu else _checked(heads, limit)
     if wide.any():
         some = heads[wide].double()
         upper[wide], margin = _twice_whitened(some)
@@ -124,11 +124,17 @@ def leverage_bounds(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return upper.reshape(rows.shape[:-1])
 
 
+@torch.library.custom_op("lev::leverage_bounds", mutates_args=())
 def _on_cpu(heads: Tensor) -> tuple[Tensor, Tensor]:
     """Return upper bounds, (heads, n), by compiled kernels, and for which heads they do not hold."""
-    narrow = heads.detach().float() if heads.dtype == torch.bfloat16 else heads.detach()
-    upper, accurate = bounds_all(narrow.numpy())
+    narrow = heads.float() if heads.dtype == torch.bfloat16 else heads
+    upper, accurate = bounds_all(narrow.resolve_neg().numpy())
     return torch.from_numpy(upper), torch.from_numpy(~accurate)
+
+
+@_on_cpu.register_fake
+def _(heads: Tensor) -> tuple[Tensor, Tensor]:
+    return heads.new_empty(heads.shape[:-1], dtype=torch.float64), heads.new_empty(heads.shape[:1], dtype=torch.bool)
 
 
 def _checked(heads: Tensor, limit: float) -> tuple[Tensor, Tensor]:
@@ -162,9 +168,19 @@ def sensitivity_bounds(rows: Tensor, p: float, tolerance: float = 1.0) -> Tensor
     """Return the upper ends of :func:`lev.sensitivities`, (..., n): each head by itself, on the CPU, for any p."""
     if not rows.numel():
         return rows.new_zeros(rows.shape[:-1], dtype=torch.float64)
-    heads = rows.flatten(0, -3).cpu() if rows.dim() > 2 else rows[None].cpu()
-    upper = backend.run(lambda head: lev.sensitivities(head, p, tolerance=tolerance)[1], heads)
-    return torch.stack(upper).reshape(rows.shape[:-1]).to(rows.device)
+    heads = rows.detach().reshape(-1, *rows.shape[-2:])
+    return _sensitivity_bounds(heads, p, tolerance).reshape(rows.shape[:-1])
+
+
+@torch.library.custom_op("lev::sensitivity_bounds", mutates_args=())
+def _sensitivity_bounds(heads: Tensor, p: float, tolerance: float) -> Tensor:
+    upper = backend.run(lambda head: lev.sensitivities(head, p, tolerance=tolerance)[1], heads.cpu())
+    return torch.stack(upper).to(heads.device)
+
+
+@_sensitivity_bounds.register_fake
+def _(heads: Tensor, p: float, tolerance: float) -> Tensor:
+    return heads.new_empty(heads.shape[:-1], dtype=torch.float64)
 
 
 def online_bounds(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lev.checks import check_integer, check_power
 from lev.torch.attention import lev_attention
-from lev.torch.heuristics import Held
+from lev.torch.heuristics import Held, again
 from lev.torch.select import check_size, resolve
 from lev.torch.selectors import Selector
 
@@ -29,7 +29,8 @@ class LevAttention(nn.MultiheadAttention):
         places of the last choice are used, which is cheaper and a heuristic, for the next batch has other keys.
         Evaluation always scores the keys it sees
 
-    No gradient goes through the choice.
+    No gradient goes through the choice.  Under activation checkpointing each forward pass must have its backward pass
+    before the next, for the part that is done again counts no step and uses the last choice.
 
     Guarantee: with ``top_k`` at least the number of keys the output is that of ``nn.MultiheadAttention``, up to
     rounding; otherwise as for :func:`lev.torch.lev_attention`.  Raises TypeError and ValueError for bad arguments.
@@ -103,16 +104,16 @@ class LevAttention(nn.MultiheadAttention):
             rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in self._projected(query, key, value)
         ]
         size: dict[str, Any] = {"top_k": self.top_k, "epsilon": self.epsilon}
-        if self.training and self.steps < self.warm_start:
+        self.steps += self.training and not again()
+        if self.training and self.steps <= self.warm_start:
             size = {"top_k": max(key.shape[1], 1)}
-        self.steps += self.training
         held = self.training and self.recompute > 1
         out = lev_attention(
             *heads,
             **size,
             f=self.f,
             selector=self._held[bool(is_causal)] if held else self.selector,
-            attn_mask=self._mask(None if is_causal else attn_mask, key_padding_mask, query),
+            attn_mask=self._mask(None if is_causal else attn_mask, key_padding_mask, heads[0]),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
             crossover=0,  # what was asked for, however short: the model is trained with it
@@ -134,8 +135,16 @@ class LevAttention(nn.MultiheadAttention):
             masks.append(attn_mask.unflatten(0, (-1, self.num_heads)) if attn_mask.dim() == 3 else attn_mask)
         if padding is not None:
             masks.append(padding[:, None, None, :])
+        if self.f != "softmax":
+            masks = [_as_bool(mask) for mask in masks]
         if all(mask.dtype == torch.bool for mask in masks):
             hidden = [~mask for mask in masks]
             return None if not hidden else hidden[0] if len(hidden) == 1 else hidden[0] & hidden[1]
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         return sum((zero.masked_fill(m, -math.inf) if m.dtype == torch.bool else m.to(query) for m in masks), zero)
+
+
+def _as_bool(mask: Tensor) -> Tensor:
+    """Return a mask of 0 and -inf alone, which torch's layers make of a bool one, as that again; others as they are."""
+    hidden = mask if mask.dtype == torch.bool else mask == -math.inf
+    return hidden if mask.dtype == torch.bool or bool((hidden | (mask == 0)).all()) else mask

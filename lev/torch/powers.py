@@ -15,6 +15,7 @@ from lev.torch.select import check_tensors
 
 _CHUNK = 256  # queries of one step
 _UNDERFLOWS = 2.0**-64  # far below, products of numbers near 1 lose digits in float32
+_CANCELS = 2.0**-10  # of p |q| |k|: a product below is off by some 2^-14 / p of itself in float32
 
 
 def power_attention(
@@ -22,15 +23,40 @@ def power_attention(
 ) -> Tensor:
     """Return sum_j |<q,k_j>|^p v_j / Z over the keys that the mask allows, for queries and keys by :func:`scaled`.
 
-    In float64, or in float32 for narrower values where no product that matters can underflow: that takes half as long.
+    In float64, or in float32 for narrower values, which takes half as long: but for queries of which all products
+    underflow or cancel.
     """
-    narrow = value.dtype != torch.float64 and p >= 1 and bool((sums.unit > _UNDERFLOWS).all())
-    wide = torch.float32 if narrow else torch.float64
-    shares = (query.to(wide) @ key.to(wide).mT).abs() / sums.unit.to(wide)
-    if mask is not None:
-        shares = shares.masked_fill(~mask, 0)
-    weights = dropout(shares.pow(p) / sums.total.to(wide), dropout_p, dropout_p > 0)
-    return (weights @ value.to(wide)).to(value.dtype)
+    if value.dtype == torch.float64 or p < 1:
+        return _summed(torch.float64, query, key, value, sums, p, mask, dropout_p).to(value.dtype)
+    out = _summed(torch.float32, query, key, value, sums, p, mask, dropout_p)
+    again = _lost(query, key, sums, p)
+    if len(again):
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., again, :]
+        some = Sums(*(part[..., again, :] for part in sums))
+        parts = _summed(torch.float64, query[..., again, :], key, value, some, p, seen, dropout_p)
+        out = out.index_copy(-2, again, parts.to(out.dtype))
+    return out.to(value.dtype)
+
+
+def _summed(
+    wide: torch.dtype, query: Tensor, key: Tensor, value: Tensor, sums: Sums, p: float, mask: Tensor | None, lost: float
+) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):  # the normalisers know of no narrower products
+        shares = (query.to(wide) @ key.to(wide).mT).abs() / sums.unit.to(wide)
+        if mask is not None:
+            shares = shares.masked_fill(~mask, 0)
+        weights = dropout(shares.pow(p) / sums.total.to(wide), lost, lost > 0)
+        return weights @ value.to(wide)
+
+
+@torch.no_grad()
+def _lost(query: Tensor, key: Tensor, sums: Sums, p: float) -> Tensor:
+    """Return the places of queries that in some head have no product large enough for float32."""
+    if not key.numel():
+        return torch.zeros(0, dtype=torch.int64, device=key.device)
+    sizes = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
+    lost = sums.unit <= (_CANCELS * p * sizes).clamp(min=_UNDERFLOWS)
+    return lost.flatten(0, -3).any(0)[:, 0].nonzero()[:, 0] if lost.dim() > 2 else lost[:, 0].nonzero()[:, 0]
 
 
 class Sums(NamedTuple):

@@ -69,6 +69,9 @@ class Streamed(Heuristic):
     [1.0, 0.5, 0.5]
     """
 
+    of_queries: bool = False
+    """Whether the summary is one of queries, which not all who stream keys have."""
+
     def summary(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return what the scores need to know of these rows."""
         return key.new_zeros(())
@@ -111,9 +114,9 @@ class Leverage(Streamed):
     def rank(self, key: Tensor, summary: Tensor, start: int = 0) -> Tensor:
         """Return proved upper bounds, also for rows that are not in the summary yet."""
         rows = affine(key) if self.intercept else key.double()
-        count = summary[..., -1, -1]
-        d = rows.shape[-1]
-        return whitener(summary[..., :d, :d], int(count.max()) + 64).bound(rows)
+        count, d = summary[..., -1, -1], rows.shape[-1]
+        most = int(count.max()) if count.numel() else 0
+        return whitener(summary[..., :d, :d], most + 64).bound(rows)
 
     def scores(self, key: Tensor, *, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return proved upper bounds."""
