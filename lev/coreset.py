@@ -62,6 +62,9 @@ class Coreset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"Coreset({len(self)} of {self.count} keys, p={self.p:g}, seed={self.seed})"
+
     def normalizer(self, queries: Any) -> np.ndarray:
         """Return the estimates of sum_l |<q,k_l>|^p, float64 (m,), for ``queries`` (m, d); infinite beyond float64.
 
@@ -235,6 +238,9 @@ class CoresetSketch:
         self._pending = Rows.of(np.zeros((0, self.dim)), np.zeros(0, np.int64), np.zeros((0, 0)))
         self._stream = Candidates(_NEGLIGIBLE, Weighting(self.p), Form.empty(self.dim), (self._pending,))
         self._held = [self._pending]  # with the bound by which each row was sampled
+
+    def __repr__(self) -> str:
+        return f"CoresetSketch(dim={self.dim}, p={self.p:g}, count={self.count})"
 
     @property
     def count(self) -> int:

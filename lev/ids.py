@@ -68,7 +68,8 @@ class Ids:
         for first, end in self.spans:
             known |= (ids >= first) & (ids < end)
         if known.any():
-            raise ValueError(f"{name} holds id {ids[known.argmax()]}, which this sketch has seen already")
+            hint = "; give each its own start" if name == "other" else ""
+            raise ValueError(f"{name} holds id {ids[known.argmax()]}, which this sketch has seen already{hint}")
 
     def merge(self, other: Ids) -> Ids:
         """Return what is known of both.  Raises ValueError if their spans overlap."""

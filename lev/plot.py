@@ -59,6 +59,10 @@ def plot(
     Nothing global is touched: no pyplot, no window.
     Raises ImportError without matplotlib, TypeError and ValueError for bad arguments, OSError for the file.
     """
+    from lev.sketch import Sketch
+
+    if not isinstance(sketch, Sketch) or sketch.heads:
+        raise TypeError(f"sketch must be a Sketch without heads; got {sketch!r:.100}")
     ending = None if path is None else _checked_ending(path)
     try:
         import matplotlib
@@ -103,12 +107,11 @@ def _draw(figure: Figure, sketch: Sketch, hits: sparse.csr_array | None, places:
     _sizes(figure.add_subplot(grid[0, 1]), members, sketch.rank)
     _stream(figure.add_subplot(grid[1, :] if hits is None else grid[1, 0]), members)
     if hits is not None and places is not None:
-        _entries(figure.add_subplot(grid[1, 1]), hits, places, members.epsilon)
+        _entries(figure.add_subplot(grid[1, 1]), hits, places, members)
     for axes in figure.axes[:3]:
         axes.yaxis.set_label_coords(-0.65 / axes.get_position().width / 10, 0.5)
-    weight = "Σ(⟨q,k⟩ + b)²" if sketch.intercept else "Σ⟨q,k⟩²"
     figure.text(0.09, 0.955, headline(members), size=15, weight="bold", va="center")
-    figure.text(0.09, 0.913, _others(members, weight), size=9.5, color=_MUTED, va="center")
+    figure.text(0.09, 0.913, _others(members, _sum(sketch)), size=9.5, color=_MUTED, va="center")
 
 
 def headline(members: UniversalSet) -> str:
@@ -123,11 +126,25 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def _sum(sketch: Sketch) -> str:
+    """Return what weights are shares of."""
+    response, power = "⟨q,k⟩", {2.0: "²"}.get(sketch.p, f"^{sketch.p:g}")
+    response = f"({response} + b)" if sketch.intercept and sketch.p == 2 else response + " + b" * sketch.intercept
+    response = response if sketch.p == 2 else f"|{response}|"
+    return f"Σ{response}{power}" + f", each key's part times {sketch.decay:g} a row" * (sketch.decay < 1)
+
+
 def _others(members: UniversalSet, weight: str) -> str:
     if len(members) == members.count:
         return "No key was left out."
-    other = "every other key" if len(members) else "every key"
-    return f"Whatever the query q, {other} gets less than {percent(members.epsilon)} of {weight}."
+    other, least = ("every other key", members.epsilon) if len(members) else ("every key", members.omitted)
+    than = "less than" if len(members) else "at most"
+    return f"Whatever the query q, {other} gets {than} {percent(least)} of {weight}."
+
+
+def _closed(members: UniversalSet) -> bool:
+    """Say whether scores are known up to rounding, not only from above."""
+    return members.exact and members.p == 2
 
 
 def _members(number: int) -> str:
@@ -146,7 +163,8 @@ def _scores(axes: Axes, members: UniversalSet) -> None:
     _count(axes, "x", 6)
     if m:
         axes.plot(range(1, m + 1), scores, color=_MEMBER, linewidth=1.6, marker="o", markersize=4 if m < 60 else 0)
-    axes.set_title(f"The heaviest key can reach {percent(top)}" if m else "No key reaches the threshold")
+    most = "" if _closed(members) else "at most "
+    axes.set_title(f"The heaviest key can reach {most}{percent(top)}" if m else "No key reaches the threshold")
 
 
 def _sizes(axes: Axes, members: UniversalSet, rank: int) -> None:
@@ -166,7 +184,7 @@ def _sizes(axes: Axes, members: UniversalSet, rank: int) -> None:
         sizes = np.append(len(scores) - np.searchsorted(scores, at[:-1]), 0.1)
         axes.step(at, sizes, where="pre", color=_MEMBER, linewidth=1.6)
         axes.plot(epsilon, len(scores), "o", color=_MEMBER, markersize=5)
-        _label(axes, _members(len(scores)), epsilon, len(scores), _MEMBER, below=len(scores) > allowed[0] / 30)
+        _label(axes, _members(len(scores)), epsilon, len(scores), _MEMBER, below=len(scores) > allowed[0] / 4)
     axes.set_title(f"{_members(len(scores))}, where theory allows {int(allowed[0]):,}")
     axes.set(xlabel="threshold ε", ylabel="size of the set")
 
@@ -180,7 +198,7 @@ def _stream(axes: Axes, members: UniversalSet) -> None:
     _heights(axes, epsilon, float(scores.max(initial=epsilon)), 0.32)
     _count(axes, "x", 9 if axes.get_position().width > 0.5 else 5)
     if not m:
-        axes.set_title(f"Nowhere among {members.count:,} keys")
+        axes.set_title(f"None of {members.count:,} keys is a member")
         return
     bars: dict[str, Any] = {"align": "edge", "color": _FAINT, "transform": axes.get_xaxis_transform(), "zorder": 0}
     axes.bar(edges[:-1], 0.25 * near / near.max(), np.diff(edges), **bars)
@@ -194,7 +212,7 @@ def _stream(axes: Axes, members: UniversalSet) -> None:
     axes.set_xlabel("place in the stream; the bars count the members in each 64th")
 
 
-def _entries(axes: Axes, hits: sparse.csr_array, places: np.ndarray, epsilon: float) -> None:
+def _entries(axes: Axes, hits: sparse.csr_array, places: np.ndarray, members: UniversalSet) -> None:
     """Draw the heavy entries: query against key, coloured by the heaviest in each cell."""
     found, (m, width) = hits.tocoo(), hits.shape
     rows, columns = found.coords
@@ -208,7 +226,8 @@ def _entries(axes: Axes, hits: sparse.csr_array, places: np.ndarray, epsilon: fl
     _count(axes, "x", 5)
     _count(axes, "y", 6)
     number = f"{len(np.unique(rows)):,}" if found.nnz else "None"
-    axes.set_title(f"{number} of {m:,} queries give some key {percent(epsilon)}")
+    give = "give" if _closed(members) else "may give"
+    axes.set_title(f"{number} of {m:,} queries {give} some key {percent(members.epsilon)}")
     if found.nnz:
         edges = np.linspace(0, width, cells[0] + 1), np.linspace(low, high, cells[1] + 1)
         image = axes.pcolormesh(

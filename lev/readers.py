@@ -224,7 +224,16 @@ def _standard_input(dim: int | None, tensor: str | None, head: int | None) -> _A
         raise ValueError(f"dim, the numbers in a row, must be given and >= 1; got {dim}")
     if tensor is not None or head is not None:
         raise ValueError("there are only rows here; tensor and head are for files")
-    return _stored(_pipe, (-1, dim), np.dtype("<f4"))
+    array = _stored(_pipe, (-1, dim), np.dtype("<f4"))
+    return replace(array, read=lambda *where: _bare(array.read(*where)))
+
+
+def _bare(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield blocks of rows.  Raises ValueError if the first begins with the header of a .npy file."""
+    for number, block in enumerate(blocks):
+        if number == 0 and block.ravel()[:2].tobytes().startswith(np.lib.format.MAGIC_PREFIX):
+            raise ValueError("a .npy file stands here; expected its rows alone as float32, or its path")
+        yield block
 
 
 def _pipe() -> contextlib.AbstractContextManager[Any]:

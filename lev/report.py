@@ -51,8 +51,8 @@ def sketch(
         "epsilon": f"{members.epsilon:.6g}",
         "members": f"{len(members):,}; theory allows {most:,.0f} ({rank} / epsilon)",
         "exact": "yes, each member can reach epsilon" if members.exact else "no, some members may be below epsilon",
-        "omitted": f"{best.omitted:.6g}, the most that any other key can get",
-        "resolution": f"{held.resolution:.2g}",
+        "omitted": f"{best.omitted:.6g}, the most that any {'other ' * bool(len(best))}key can get",
+        "resolution": f"{held.resolution:.2g} of the largest: a weaker direction counts as none",
     }
     if output is not None:
         lines["written"] = f"{output}, {output.stat().st_size:,} bytes"

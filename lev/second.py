@@ -33,9 +33,10 @@ class Replay:
     dim: int
     spans: tuple[tuple[int, int], ...]  # the runs [first, end) of ids of the rows, in order; those given are not in it
     count: int
+    held: Rows  # rows to be found there again, if their ids are known
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield blocks and their ids.  Raises TypeError and ValueError."""
+        """Yield blocks and their ids.  Raises TypeError, and ValueError for rows that are not those of the stream."""
         if isinstance(self.keys, Iterator):
             raise TypeError(f"keys must be readable many times; got a {type(self.keys).__name__}, which is not")
         seen, ends = 0, np.cumsum([end - first for first, end in self.spans], dtype=np.int64)
@@ -44,10 +45,19 @@ class Replay:
             rows, _ = backend.finite_matrix("keys", block, self.dim)
             places = np.arange(seen, seen + len(rows))
             spans = np.searchsorted(ends, places, side="right").clip(max=len(ends) - 1)
-            yield rows, places + offsets[spans] if len(ends) else places
+            ids = places + offsets[spans] if len(ends) else places
+            self._check(rows, ids)
+            yield rows, ids
             seen += len(rows)
         if seen != self.count:
             raise ValueError(f"keys must be the {self.count} rows of the sketch; got {seen}")
+
+    def _check(self, rows: np.ndarray, ids: np.ndarray) -> None:
+        _, places, held = np.intersect1d(ids, self.held.ids, assume_unique=True, return_indices=True)
+        wrong = (rows[places] != self.held.keys[held]).any(axis=1)
+        if wrong.any():
+            first = ids[places[wrong]].min()
+            raise ValueError(f"keys must be the rows of the sketch, in order; the row of id {first} is not")
 
 
 def complete(stream: Candidates, replay: Replay) -> Candidates:

@@ -159,8 +159,8 @@ class Sketch(Fed, store.Stored):
 
         ``keys`` is (*heads, m, dim) of any real dtype, memory order and array family, m >= 0; ``indices`` (m,) int64
         ids, by default a running count; ``payload`` (*heads, m, payload_dim); ``mask`` (*heads, m) bool, True where a
-        row is padding.  Nothing is aliased, and a refused update changes nothing.  Any split of the same rows into
-        updates gives the same sketch, bit for bit.
+        row is padding, the opposite of the attention_mask of a model.  Nothing is aliased, and a refused update changes
+        nothing.  Any split of the same rows into updates gives the same sketch, bit for bit.
         Raises TypeError and ValueError; for NaN and infinity with the first bad row.  With decay a row cannot come
         after one so much later that of its scale less than 2^-896 is left.
         """
@@ -289,8 +289,8 @@ class Sketch(Fed, store.Stored):
         are added to the form in one pass, which makes the set exact; without one it is exact as it is, and no row is
         read.  Guarantee: as for :meth:`universal_set`.
         Cost: some passes, O(n d^2) for each row that the first pass left undecided; memory O(d^2).
-        Raises TypeError, and ValueError for p < 1 (not convex), for heads, if the rows are not as many, and for decay
-        with ids that were given.
+        Raises TypeError, and ValueError for p < 1 (not convex), for heads, after rows with a mask, if the rows are not
+        as many or those held are not among them (where the sketch counts ids), and for decay with ids that were given.
         Theory: 05, duality; 12, online Lewis weights and decay.
         """
         epsilon = check_answerable(epsilon, self.epsilon)
@@ -301,8 +301,12 @@ class Sketch(Fed, store.Stored):
             raise ValueError(f"second_pass with decay needs ids that the sketch counts; {given} of its ids were given")
         if self.p == 2 and self.sample == 1:
             return self._members(epsilon)[0]
+        if self._masked.any():
+            raise ValueError(f"second_pass needs rows without padding; {int(self._masked.sum())} came with mask")
         (stream,) = self._settle()._streams
-        replay = Replay(keys, self.dim, self._ids.spans, self.count)
+        (kept,) = stream.kept
+        held = kept if self._ids.counted == self.count else kept.take(slice(0))
+        replay = Replay(keys, self.dim, self._ids.spans, self.count, held)
         twin = self._settle().copy()
         if self.p == 2:
             twin._streams = [complete(stream, replay)]

@@ -44,6 +44,7 @@ reading a hostile file can fail, but not run anything.
 from __future__ import annotations
 
 import abc
+import errno
 import hashlib
 import json
 import math
@@ -275,8 +276,10 @@ def _check(fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename it into place."""
+    """Write ``data`` beside ``path`` and rename it into place.  Raises OSError with that path."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(beside, "xb") as file:
@@ -284,6 +287,10 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 

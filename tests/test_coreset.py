@@ -380,3 +380,9 @@ def test_a_row_whose_root_weight_underflows_is_held():
     big = lev.Coreset(np.arange(5), heavy, np.full(5, 20000.0), p, 0, 100000, (1.0,))
     both = big.merge(lev.coreset([[0.0, 1.0]], p, size=5, indices=[200000]))
     assert 200000 in both.reduced(size=10**6).indices
+
+
+def test_they_show_themselves_in_a_line():
+    sketch = lev.CoresetSketch(2, 1, delta=0.5).update(np.eye(2))
+    assert repr(sketch) == "CoresetSketch(dim=2, p=1, count=2)"
+    assert repr(sketch.coreset()) == "Coreset(2 of 2 keys, p=1, seed=0)"

@@ -77,9 +77,30 @@ def test_no_member(nothing):
     assert titles(figure) == [
         "No key reaches the threshold",
         "0 members, where theory allows 8",
-        "Nowhere among 2,000 keys",
+        "None of 2,000 keys is a member",
         "None of 4 queries give some key 50 %",
     ]
+
+
+def test_what_is_a_bound_is_called_one(nothing):
+    keys = np.random.default_rng(0).standard_normal((500, 3))
+    figure = plot(lev.Sketch(3, 0.05, 3.0).update(keys), queries=keys[:9])
+    assert titles(figure)[0].startswith("The heaviest key can reach at most")
+    assert "of 9 queries may give some key 5 %" in titles(figure)[3]
+    assert figure.texts[1].get_text().endswith("gets less than 5 % of Σ|⟨q,k⟩|^3.")
+    aged = plot(lev.Sketch(3, 0.05, 1.0, decay=0.5, intercept=True).update(keys)).texts[1].get_text()
+    assert aged.endswith("of Σ|⟨q,k⟩ + b|^1, each key's part times 0.5 a row.")
+    most = nothing.universal_set().omitted
+    said = plot(nothing).texts[1].get_text()
+    assert said == f"Whatever the query q, every key gets at most {percent(most)} of Σ⟨q,k⟩²."
+
+
+@pytest.mark.parametrize("other", [lev.CausalSketch(4, 0.1), lev.SlidingWindowSketch(4, 0.1, 9), None], ids=repr)
+def test_other_sketches_are_refused(other):
+    with pytest.raises(TypeError, match="sketch must be a Sketch without heads; got"):
+        plot(other)
+    with pytest.raises(TypeError, match=r"sketch must be a Sketch without heads; got Sketch\(dim=4"):
+        plot(lev.Sketch(4, 0.1, heads=(2,)))
 
 
 def test_files(tmp_path, sketch):

@@ -493,7 +493,13 @@ def test_what_a_second_pass_refuses():
     with pytest.raises(TypeError, match="keys must be readable many times; got a generator"):
         sketch.second_pass(block for block in [keys])
     with pytest.raises(ValueError, match="keys must be the 50 rows of the sketch; got 49"):
-        sketch.second_pass(keys[1:])
+        sketch.second_pass(keys[:49])
+    for other in (keys[::-1], keys + 1e-9, np.random.default_rng(1).standard_normal((50, 2))):
+        with pytest.raises(ValueError, match="keys must be the rows of the sketch, in order; the row of id"):
+            sketch.second_pass(np.array_split(other, 3))
+    padded = lev.Sketch(2, 0.01, 3.0).update(keys, mask=np.arange(50) == 7)
+    with pytest.raises(ValueError, match="second_pass needs rows without padding; 1 came with mask"):
+        padded.second_pass(keys)
     with pytest.raises(ValueError, match="second_pass needs heads=\\(\\) and p >= 1"):
         lev.Sketch(2, 0.01, 0.5).update(keys).second_pass(keys)
     assert len(lev.Sketch(2, 0.01).update(keys).second_pass(None)) == len(lev.universal_set(keys, 0.01))

@@ -146,6 +146,14 @@ def test_standard_input_that_ends_badly(pipe, data, rows, message):
         list(open_rows("-", dim=5, rows=rows))
 
 
+@pytest.mark.parametrize("dim", [1, 5])
+def test_a_file_of_numpy_on_standard_input_is_not_taken_for_rows(pipe, tmp_path, dim):
+    np.save(tmp_path / "a.npy", ROWS)
+    pipe((tmp_path / "a.npy").read_bytes()[: 20 * 30])
+    with pytest.raises(ValueError, match=r"^standard input: a \.npy file stands here; expected its rows alone"):
+        list(open_rows("-", dim=dim))
+
+
 def test_blocks_are_fresh_and_writable(tmp_path):
     first, second = itertools.islice(open_rows(written(tmp_path / "a.npy", ROWS), block_rows=10), 2)
     first[:] = 0

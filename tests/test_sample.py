@@ -225,7 +225,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match=r"other has sample=1\.0; merging needs sample=0\.5"):
         lev.Sketch(2, 0.1, sample=0.5).merge(lev.Sketch(2, 0.1))
     with pytest.raises(ValueError, match="keys must be the 3 rows of the sketch; got 2"):
-        lev.Sketch(1, 0.1, sample=0.5).update([[1.0]] * 3).second_pass([[[1.0]], [[2.0]]])
+        lev.Sketch(1, 0.1, sample=0.5).update([[1.0]] * 3).second_pass([[[1.0]], [[1.0]]])
 
 
 def test_a_row_that_leaves_the_span_is_held():

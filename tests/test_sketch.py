@@ -286,7 +286,10 @@ def test_merged_ids_go_on_after_the_largest_and_are_known():
         (lambda one: pickle.loads(pickle.dumps(one)), "has seen already"),
         (lambda one: lev.Sketch(4, 0.1).update(KEYS[:1]), "has seen already"),
         (lambda one: lev.Sketch(4, 1.0, start=600).update(KEYS), "has seen already"),
-        (lambda one: lev.Sketch(4, 0.1).update(KEYS[:1] * 1e3, indices=[123]), "id 123, which this sketch has seen"),
+        (
+            lambda one: lev.Sketch(4, 0.1).update(KEYS[:1] * 1e3, indices=[123]),
+            "id 123, which this sketch has seen already; give each its own start",
+        ),
     ],
 )
 def test_a_refused_merge_changes_neither_sketch(other, message):

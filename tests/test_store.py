@@ -173,3 +173,12 @@ def test_a_missing_file_or_folder_is_an_os_error(tmp_path):
         lev.load(tmp_path / "none.lev")
     with pytest.raises(FileNotFoundError):
         SKETCH.save(tmp_path / "none" / "a.lev")
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    sketch = lev.Sketch(2, 0.5).update(np.eye(2))
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}'$"):
+        sketch.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'none' / 'a.lev'}'$"):
+        sketch.save(tmp_path / "none" / "a.lev")
+    assert list(tmp_path.iterdir()) == []

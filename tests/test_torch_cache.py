@@ -114,7 +114,7 @@ def test_the_batch_can_be_changed():
 
 
 def test_bad_input_names_itself_and_changes_nothing():
-    with pytest.raises(ValueError, match="budget must hold 4 sinks and 64 recent tokens; got 60"):
+    with pytest.raises(ValueError, match="budget must hold 4 sinks and 64 recent tokens, or pass fewer; got 60"):
         BoundedCache(60)
     for selector in (KMeans(), "expected_attention"):
         with pytest.raises(ValueError, match="selector must be a Streamed one of keys"):
@@ -190,7 +190,7 @@ def test_gradients_reach_queries_keys_and_values():
 
 
 def test_a_budget_too_small_is_refused():
-    with pytest.raises(ValueError, match="top_k must hold 4 sinks and 64 recent tokens; got 50"):
+    with pytest.raises(ValueError, match="top_k must hold 4 sinks and 64 recent tokens, or pass fewer; got 50"):
         bounded_attention(*triple(), top_k=50)
     with pytest.raises(ValueError, match="recent must be >= 1; got 0"):
         bounded_attention(*triple(), top_k=50, recent=0)

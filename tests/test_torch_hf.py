@@ -189,7 +189,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="has no softcap"):
         logits(gemma, register("lev-all", top_k=500), input_ids=tokens())
     model = causal_model()
-    with pytest.raises(ValueError, match="top_k must hold 4 sinks and 64 recent tokens; got 20"):
+    with pytest.raises(ValueError, match="top_k must hold 4 sinks and 64 recent tokens, or pass fewer; got 20"):
         logits(model, register("lev-20", top_k=20), input_ids=tokens())
     with pytest.raises(TypeError, match="attention_mask must be bool"):
         logits(model, "lev-all", input_ids=tokens(), attention_mask=torch.zeros(2, 1, LONG, LONG))

@@ -60,7 +60,7 @@ class BoundedCache:
         self.sinks = check_integer("sinks", sinks, 0)
         self.recent = check_integer("recent", recent, 0)
         if self.sinks + self.recent > self.budget:
-            raise ValueError(f"budget must hold {sinks} sinks and {recent} recent tokens; got {budget}")
+            raise ValueError(f"budget must hold {sinks} sinks and {recent} recent tokens, or pass fewer; got {budget}")
         chosen = resolve(selector)
         if not isinstance(chosen, Streamed) or chosen.of_queries:
             raise ValueError(f"selector must be a Streamed one of keys, to score tokens as they come; got {selector!r}")
@@ -218,7 +218,7 @@ def bounded_attention(
     torch.Size([1, 2, 100, 8])
     """
     if check_integer("sinks", sinks, 0) + check_integer("recent", recent, 1) > check_integer("top_k", top_k, 2):
-        raise ValueError(f"top_k must hold {sinks} sinks and {recent} recent tokens; got {top_k}")
+        raise ValueError(f"top_k must hold {sinks} sinks and {recent} recent tokens, or pass fewer; got {top_k}")
     check_tensors("attn_mask", query=query, key=key, value=value, attn_mask=attn_mask)
     past, step = key.shape[-2] - query.shape[-2], max(1, recent // 2)
     budget = top_k - step if key.shape[-2] > top_k else top_k
