@@ -33,7 +33,7 @@ class Replay:
     dim: int
     spans: tuple[tuple[int, int], ...]  # the runs [first, end) of ids of the rows, in order; those given are not in it
     count: int
-    held: Rows  # rows to be found there again, if their ids are known
+    held: Rows  # rows to be found there again, by ascending ids
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks and their ids.  Raises TypeError, and ValueError for rows that are not those of the stream."""
@@ -53,11 +53,12 @@ class Replay:
             raise ValueError(f"keys must be the {self.count} rows of the sketch; got {seen}")
 
     def _check(self, rows: np.ndarray, ids: np.ndarray) -> None:
-        _, places, held = np.intersect1d(ids, self.held.ids, assume_unique=True, return_indices=True)
-        wrong = (rows[places] != self.held.keys[held]).any(axis=1)
+        """Raise ValueError if one of the rows held is another here; ``ids`` ascend."""
+        first, end = np.searchsorted(self.held.ids, [ids[0], ids[-1] + 1]) if len(ids) else (0, 0)
+        held = self.held.ids[first:end]
+        wrong = (rows[np.searchsorted(ids, held)] != self.held.keys[first:end]).any(axis=1)
         if wrong.any():
-            first = ids[places[wrong]].min()
-            raise ValueError(f"keys must be the rows of the sketch, in order; the row of id {first} is not")
+            raise ValueError(f"keys must be the rows of the sketch, in order; the row of id {held[wrong][0]} is not")
 
 
 def complete(stream: Candidates, replay: Replay) -> Candidates:

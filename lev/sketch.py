@@ -305,8 +305,8 @@ class Sketch(Fed, store.Stored):
             raise ValueError(f"second_pass needs rows without padding; {int(self._masked.sum())} came with mask")
         (stream,) = self._settle()._streams
         (kept,) = stream.kept
-        held = kept if self._ids.counted == self.count else kept.take(slice(0))
-        replay = Replay(keys, self.dim, self._ids.spans, self.count, held)
+        known = np.argsort(kept.ids) if self._ids.counted == self.count else slice(0)
+        replay = Replay(keys, self.dim, self._ids.spans, self.count, kept.take(known))
         twin = self._settle().copy()
         if self.p == 2:
             twin._streams = [complete(stream, replay)]

@@ -15,7 +15,7 @@ from lev.torch.select import check_tensors
 
 _CHUNK = 256  # queries of one step
 _UNDERFLOWS = 2.0**-64  # far below, products of numbers near 1 lose digits in float32
-_CANCELS = 2.0**-10  # of p |q| |k|: a product below is off by some 2^-14 / p of itself in float32
+_CANCELS = 2.0**-10  # of p |q| |k|: products below make weights that float32 knows to less than some 2^-14
 
 
 def power_attention(
