@@ -50,8 +50,8 @@ def intake(name: str, array: Any, *, narrow: bool = False) -> tuple[np.ndarray, 
     """Return ``array`` as a real NumPy array without copying where that is possible, and its family.
 
     bfloat16 comes as float32 or, if that is left to the caller, ``narrow``, as :data:`BFLOAT16`.
-    Raises TypeError for complex, object, text and time dtypes and for arrays on another device, ValueError for
-    integers that float64 cannot hold.
+    Raises TypeError for complex, object, text and time dtypes, for sparse tensors and for arrays on another device,
+    ValueError for integers that float64 cannot hold and for masked numbers.
     """
     array, family = _from_family(name, array)
     if array.dtype == BFLOAT16:
@@ -60,7 +60,8 @@ def intake(name: str, array: Any, *, narrow: bool = False) -> tuple[np.ndarray, 
     if kind not in "fiub":
         raise TypeError(f"{name} must be real numbers; got dtype {array.dtype}")
     if array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as that
+            array = array.astype(np.float64)
     if kind in "iu" and array.dtype.itemsize == 8 and array.size:
         largest = max(abs(int(array.min())), abs(int(array.max())))
         if largest > LARGEST_EXACT:
@@ -70,14 +71,21 @@ def intake(name: str, array: Any, *, narrow: bool = False) -> tuple[np.ndarray, 
 
 def _from_family(name: str, array: Any) -> tuple[np.ndarray, Family]:
     if isinstance(array, np.ndarray):
+        if np.ma.is_masked(array):
+            raise ValueError(f"{name} holds masked numbers; leave the rows out, or fill them")
         return np.asarray(array), NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         if array.device.type != "cpu":
             raise TypeError(f"{name} is on device {array.device}; only lev.device.DeviceSketch takes arrays on a GPU")
-        if array.dtype == torch.bfloat16:
-            return array.detach().view(torch.int16).numpy().view(BFLOAT16), Family("torch", torch.bfloat16)
-        return array.detach().resolve_neg().numpy(), Family("torch")
+        try:
+            plain = array.detach().resolve_neg()
+            if array.dtype == torch.bfloat16:
+                return plain.view(torch.int16).numpy().view(BFLOAT16), Family("torch", torch.bfloat16)
+            return plain.numpy(), Family("torch")
+        except (TypeError, RuntimeError):
+            kind = f"{array.dtype}, {array.layout}"
+            raise TypeError(f"{name} must be a dense tensor of a dtype that NumPy has; got {kind}") from None
     if hasattr(array, "__dlpack__"):
         try:
             return np.from_dlpack(array), NUMPY

@@ -454,3 +454,20 @@ def test_what_is_no_sketch_is_refused_by_name():
         lev.merge(5)
     with pytest.raises(TypeError, match="path must be that of a file; got int"):
         lev.load(3)
+
+
+def test_masked_numbers_are_refused_and_a_mask_that_hides_nothing_is_not():
+    hidden = np.ma.array(KEYS, mask=np.zeros(KEYS.shape, bool))
+    assert np.array_equal(lev.leverage_scores(hidden), lev.leverage_scores(KEYS))
+    hidden[3, 1] = np.ma.masked
+    sketch = lev.Sketch(4, 0.1)
+    for refused in (sketch.update, lev.leverage_scores, lambda keys: lev.heavy_entries(KEYS, keys, 0.1)):
+        with pytest.raises(ValueError, match="keys holds masked numbers; leave the rows out, or fill them"):
+            refused(hidden)
+    assert sketch.count == 0
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="there are no wider numbers here")
+def test_numbers_beyond_float64_are_not_finite():
+    with pytest.raises(ValueError, match="keys must be finite; row 0 holds NaN or infinity"):
+        lev.Sketch(4, 0.1).update(KEYS.astype(np.longdouble) * np.longdouble(2) ** 5000)

@@ -439,3 +439,11 @@ def test_keys_that_are_stored_negated_are_as_any():
     assert keys.is_neg()
     for of in (lambda rows: lt.universal_keys(rows, top_k=3).indices, lambda rows: lev.leverage_scores(rows)):
         assert torch.equal(of(keys), of(keys.clone().resolve_neg()))
+    short = torch._neg_view(keys.bfloat16())
+    assert torch.equal(lev.leverage_scores(short), lev.leverage_scores(short.resolve_neg()))
+
+
+@pytest.mark.parametrize("other", [lambda rows: rows.to(torch.float8_e4m3fn), torch.Tensor.to_sparse])
+def test_tensors_that_numpy_lacks_are_named(other):
+    with pytest.raises(TypeError, match=r"keys must be a dense tensor of a dtype that NumPy has; got torch\.float"):
+        lev.Sketch(3, 0.1).update(other(torch.ones(2, 3)))
